@@ -1,0 +1,24 @@
+"""The performance-critical operations of vision, 3D and protein papers as drop-in torch ops.
+
+Every op exists under one name on every floor: ``paperops.<op>`` (fused, differentiable), ``paperops.reference.<op>``
+(its definition in plain torch) and ``torch.ops.paperops.*`` (what the dispatcher sees). ``python -m paperops info``
+tells which implementations are there and which would run.
+"""
+
+from paperops import reference
+from paperops.backends import BackendError, use_backend
+from paperops.ops import KNN, FScore, chamfer_distance, f_score, hausdorff_distance, knn
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KNN",
+    "BackendError",
+    "FScore",
+    "chamfer_distance",
+    "f_score",
+    "hausdorff_distance",
+    "knn",
+    "reference",
+    "use_backend",
+]

@@ -1,0 +1,203 @@
+"""Which implementation of an op is there, which one runs, and why not the others.
+
+An op has up to four implementations, one meaning:
+
+- ``reference``  plain torch, any device;
+- ``native``     C++ on the CPU, vectorised and threaded (``paperops/_native*.so``);
+- ``cuda``       CUDA C++ (``paperops/_cuda*.so``);
+- ``triton``     Triton kernels on a GPU, or on CPU tensors in Triton's interpreter (``TRITON_INTERPRET=1``).
+
+The device of the inputs picks one, in the order of :data:`PREFERENCE`; an implementation may decline arguments
+it was not built for, and the next one is taken. :func:`use_backend`, or the environment variable
+``PAPEROPS_BACKEND``, forces one instead, and then an op that cannot run on it raises :class:`BackendError`.
+Libraries are loaded by the first call that needs them, never by ``import paperops``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BACKENDS = ("reference", "native", "cuda", "triton")
+
+PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
+"""Device type to the backends tried there, best first. Any other device runs the reference."""
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend's implementation of one dispatcher op.
+
+    ``load`` returns the callable and is called once, at the first use. ``declines``, given the op's arguments,
+    returns why this implementation does not take them, or None.
+    """
+
+    load: Callable[[], Callable[..., Any]]
+    declines: Callable[..., str | None] | None = None
+
+
+_implementations: dict[str, dict[str, Implementation]] = {}
+_plans: dict[tuple[str, str], list[tuple[str, Callable[..., Any], Callable[..., str | None] | None]]] = {}
+_forced: str | None = None
+
+
+def _check_name(backend: str, source: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    return backend
+
+
+def _set_forced(backend: str | None) -> None:
+    global _forced
+    _forced = backend
+    _plans.clear()
+
+
+if os.environ.get("PAPEROPS_BACKEND"):
+    _set_forced(_check_name(os.environ["PAPEROPS_BACKEND"], "the environment variable PAPEROPS_BACKEND"))
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Force one backend for every op called inside the ``with`` block.
+
+    The setting holds for the whole process (backward passes run in other threads and must see it), also inside
+    compiled graphs. Blocks may be nested.
+
+    Args:
+        backend: ``"reference"``, ``"native"``, ``"cuda"`` or ``"triton"``.
+
+    Raises:
+        ValueError: for any other name.
+        BackendError: by an op called inside that cannot run on this backend; the message says why.
+
+    Example:
+        >>> import torch, paperops
+        >>> x, y = torch.rand(1, 8, 3), torch.rand(1, 9, 3)
+        >>> with paperops.use_backend("reference"):
+        ...     loss, _ = paperops.chamfer_distance(x, y)
+        >>> torch.allclose(loss, paperops.chamfer_distance(x, y)[0])
+        True
+    """
+    previous = _forced
+    _set_forced(_check_name(backend, "backend"))
+    try:
+        yield
+    finally:
+        _set_forced(previous)
+
+
+def forced() -> str | None:
+    """The backend that is forced at present, or None."""
+    return _forced
+
+
+def register(op: str, implementations: dict[str, Implementation]) -> None:
+    """Tell which backends implement the dispatcher op ``paperops::<op>``."""
+    _implementations[op] = implementations
+
+
+def ops() -> tuple[str, ...]:
+    """The names of all dispatcher ops."""
+    return tuple(_implementations)
+
+
+# --- what is there -----------------------------------------------------------------------------------------------
+
+
+def library_file(backend: str) -> Path | None:
+    """The built library of ``native`` or ``cuda``, or None where it was not built."""
+    return next(iter(sorted(Path(__file__).parent.glob(f"_{backend}*.so"))), None)
+
+
+@functools.cache
+def _load_library(backend: str) -> str | None:
+    """Load the library of ``native`` or ``cuda`` once; return why it could not be, or None."""
+    if backend == "cuda" and torch.version.cuda is None:
+        return "this torch was built without CUDA"
+    file = library_file(backend)
+    if file is None:
+        how = "no C++ compiler was found" if backend == "native" else "no nvcc was found"
+        return f"paperops/_{backend}*.so is not there (when paperops was installed {how}, or building it was disabled)"
+    try:
+        torch.ops.load_library(str(file))
+    except OSError as error:
+        return f"{file.name} does not load: {error}"
+    return None
+
+
+@functools.cache
+def _import_triton() -> str | None:
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); pip install 'triton>=3.6'"
+    return None
+
+
+def missing(backend: str, device_type: str) -> str | None:
+    """Why ``backend`` cannot run on tensors of this device type here, or None where it can."""
+    if backend == "native":
+        return _load_library("native") if device_type == "cpu" else "it runs on the CPU only"
+    if backend == "cuda":
+        return _load_library("cuda") if device_type == "cuda" else "it runs on CUDA devices only"
+    if backend == "triton":
+        if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            return "on CPU tensors Triton runs in its interpreter only: set TRITON_INTERPRET=1 before the first call"
+        if device_type not in ("cpu", "cuda"):
+            return "it runs on CUDA and ROCm devices only"
+        return _import_triton()
+    return None
+
+
+def why_not(op: str, backend: str, device_type: str) -> str | None:
+    """Why ``paperops::<op>`` cannot run on ``backend`` for such tensors here, or None where it can."""
+    if backend not in _implementations[op]:
+        return f"paperops::{op} has no {backend} implementation"
+    return missing(backend, device_type)
+
+
+def chosen(op: str, device_type: str) -> str:
+    """The backend that ``paperops::<op>`` runs on for tensors of this device type, if it takes the arguments."""
+    return _plan(op, device_type)[0][0]
+
+
+# --- which one runs ----------------------------------------------------------------------------------------------
+
+
+def _plan(op: str, device_type: str) -> list[tuple[str, Callable[..., Any], Callable[..., str | None] | None]]:
+    plan = _plans.get((op, device_type))
+    if plan is None:
+        if _forced is not None and (reason := why_not(op, _forced, device_type)) is not None:
+            raise BackendError(f"backend {_forced!r} cannot run paperops::{op} on {device_type} tensors: {reason}")
+        names = (_forced,) if _forced is not None else PREFERENCE.get(device_type, ("reference",))
+        table = _implementations[op]
+        plan = [(name, table[name].load(), table[name].declines) for name in names if not why_not(op, name, device_type)]
+        _plans[op, device_type] = plan
+    return plan
+
+
+def route(op: str) -> Callable[..., Any]:
+    """The kernel registered with the dispatcher for ``paperops::<op>``: runs the implementation that is due."""
+
+    def kernel(*arguments: Any) -> Any:
+        for _, function, declines in _plan(op, arguments[0].device.type):
+            if declines is None or declines(*arguments) is None:
+                return function(*arguments)
+        reasons = "; ".join(f"{name}: {d(*arguments)}" for name, _, d in _plan(op, arguments[0].device.type) if d)
+        raise BackendError(f"no implementation of paperops::{op} takes these arguments ({reasons})")
+
+    kernel.__name__ = op
+    return kernel

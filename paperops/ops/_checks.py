@@ -1,0 +1,132 @@
+"""Checks of arguments: each error names the argument, what was expected, and what came.
+
+Values are looked at only where that costs nothing: tensors on the CPU, outside torch.compile. On other devices
+kernels clamp lengths to the clouds they belong to, and NaN weights give NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_POINT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def values_are_free(tensor: Tensor) -> bool:
+    """Whether the values may be read without a synchronisation, a graph break or a functorch error."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_batchedtensor(tensor)
+        and not isinstance(tensor, torch._subclasses.FakeTensor)
+    )
+
+
+def _autocast_unites(a: Tensor, b: Tensor) -> bool:
+    """Whether autocast is on and takes both as float32."""
+    return torch.is_autocast_enabled(a.device.type) and torch.float64 not in (a.dtype, b.dtype)
+
+
+def tensor(name: str, value: object) -> Tensor:
+    """``value`` if it is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+    return value
+
+
+def clouds(x: Tensor, y: Tensor) -> None:
+    """x [B, N, D] and y [B, M, D]: of one floating dtype, on one device, D >= 1."""
+    for name, points in (("x", x), ("y", y)):
+        if not isinstance(points, Tensor):
+            tensor(name, points)
+        if points.dim() != 3:
+            raise ValueError(f"{name} must have shape [batch, points, dimensions]; got {list(points.shape)}")
+        if points.dtype not in _POINT_DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {points.dtype}")
+    x_shape, y_shape = x.shape, y.shape
+    if x_shape[0] != y_shape[0]:
+        raise ValueError(f"y must have the batch size of x, {x_shape[0]}; got {y_shape[0]}")
+    if x_shape[2] != y_shape[2]:
+        raise ValueError(f"y must have points of the dimension of x, {x_shape[2]}; got {y_shape[2]}")
+    if x_shape[2] == 0:
+        raise ValueError("x and y must have points of at least 1 dimension; got 0")
+    if x.dtype != y.dtype and not _autocast_unites(x, y):
+        raise TypeError(f"y must have the dtype of x, {x.dtype}; got {y.dtype}")
+    if x.device != y.device:
+        raise ValueError(f"y must be on the device of x, {x.device}; got {y.device}")
+
+
+def lengths(name: str, value: Tensor | None, points: Tensor) -> Tensor | None:
+    """Lengths [B] of the clouds ``points`` [B, N, D], as int64."""
+    if value is None:
+        return None
+    tensor(name, value)
+    batch, limit, _ = points.shape
+    if value.dtype not in _INTEGER_DTYPES:
+        raise TypeError(f"{name} must have an integer dtype; got {value.dtype}")
+    if value.dim() != 1 or value.shape[0] != batch:
+        raise ValueError(f"{name} must have shape [{batch}], one length a cloud; got {list(value.shape)}")
+    if value.device != points.device:
+        raise ValueError(f"{name} must be on the device of the points, {points.device}; got {value.device}")
+    if batch and values_are_free(value):
+        low, high = (int(bound) for bound in value.aminmax())
+        if low < 0:
+            raise ValueError(f"{name} must not be negative; got {low}")
+        if high > limit:
+            raise ValueError(f"{name} must be at most the number of points, {limit}; got {high}")
+    return value.to(torch.int64)
+
+
+def weights(name: str, value: Tensor | None, shape: tuple[int, ...], points: Tensor) -> Tensor | None:
+    """Weights of the given shape: floating, not negative, no NaN and no infinity."""
+    if value is None:
+        return None
+    tensor(name, value)
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must have a floating dtype; got {value.dtype}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}; got {list(value.shape)}")
+    if value.device != points.device:
+        raise ValueError(f"{name} must be on the device of the points, {points.device}; got {value.device}")
+    if value.numel() and values_are_free(value):
+        with torch.no_grad():
+            low, high = (float(bound) for bound in value.aminmax())
+        if not (low >= 0 and high < float("inf")):  # a NaN makes both NaN
+            found = "NaN" if low != low else low if low < 0 else high
+            raise ValueError(f"{name} must be finite and not negative; got {found}")
+    return value
+
+
+def normals(name: str, value: Tensor | None, points: Tensor) -> Tensor | None:
+    """Normals of the points, of their shape, dtype and device."""
+    if value is None:
+        return None
+    tensor(name, value)
+    if value.shape != points.shape:
+        raise ValueError(f"{name} must have the shape of the points, {list(points.shape)}; got {list(value.shape)}")
+    if value.dtype != points.dtype and not _autocast_unites(value, points):
+        raise TypeError(f"{name} must have the dtype of the points, {points.dtype}; got {value.dtype}")
+    if value.device != points.device:
+        raise ValueError(f"{name} must be on the device of the points, {points.device}; got {value.device}")
+    return value
+
+
+def norm(value: int) -> None:
+    """1 or 2."""
+    if value != 1 and value != 2 or isinstance(value, bool):
+        raise ValueError(f"norm must be 1 or 2; got {value!r}")
+
+
+def choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """One of the allowed values."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def positive_int(name: str, value: object) -> None:
+    """An integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")

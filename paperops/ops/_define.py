@@ -1,0 +1,103 @@
+"""Registration of dispatcher ops: one call per op defines schema, routing, fake, autograd, autocast and vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paperops import backends
+from paperops.backends import Implementation
+
+library = torch.library.Library("paperops", "DEF")
+
+
+def native(op: str) -> Implementation:
+    """The C++ kernel that the CPU library registers as ``paperops::<op>.native``."""
+    return Implementation(lambda: getattr(torch.ops.paperops, op).native)
+
+
+def cuda(op: str, declines: Callable[..., str | None] | None = None) -> Implementation:
+    """The C++ kernel that the CUDA library registers as ``paperops::<op>.cuda``."""
+    return Implementation(lambda: getattr(torch.ops.paperops, op).cuda, declines)
+
+
+def triton(module: str, function: str) -> Implementation:
+    """The function of that name in ``paperops.kernels.<module>``, imported at the first use."""
+    import importlib
+
+    return Implementation(lambda: getattr(importlib.import_module(f"paperops.kernels.{module}"), function))
+
+
+def plain(function: Callable[..., Any]) -> Implementation:
+    """A function in plain torch."""
+    return Implementation(lambda: function)
+
+
+def define(
+    name: str,
+    schema: str,
+    implementations: dict[str, Implementation],
+    *,
+    fake: Callable[..., Any],
+    save: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    batched: Callable[..., Any] | None = None,
+) -> Any:
+    """Define ``paperops::<name>`` and return it.
+
+    Args:
+        name: the op's name.
+        schema: arguments and results, as ``"(Tensor x, int k) -> Tensor"``; the first argument is a tensor.
+        implementations: backend name to :class:`~paperops.backends.Implementation`; a ``reference`` is required.
+        fake: gives the results' shapes and dtypes without data, for torch.compile and export.
+        save, backward: the derivative, as ``torch.library.register_autograd`` takes them.
+        batched: the vmap rule; by default every tensor has a leading batch dimension into which vmap's is folded.
+
+    Under autocast floating inputs are taken as float32.
+    """
+    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for backend in ("native", "cuda"):
+        if backend in implementations:  # C++ adds the kernel when its library is loaded
+            library.define(f"{name}.{backend}{schema}")
+    backends.register(name, implementations)
+    library.impl(name, backends.route(name), "CompositeExplicitAutograd")
+
+    qualified = f"paperops::{name}"
+    op = getattr(torch.ops.paperops, name).default
+    torch.library.register_fake(qualified, fake, lib=library)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=save, lib=library)
+    for device_type in ("cpu", "cuda"):
+        torch.library.register_autocast(qualified, device_type, torch.float32, lib=library)
+    torch.library.register_vmap(qualified, batched or fold_batch(op), lib=library)
+    return op
+
+
+def fold_batch(op: Callable[..., Any]) -> Callable[..., Any]:
+    """vmap for an op whose tensors, arguments and results, all have a leading batch dimension: fold vmap's into it."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
+        folded = [
+            fold(argument, dim, info.batch_size) if isinstance(argument, Tensor) else argument
+            for argument, dim in zip(arguments, in_dims, strict=True)
+        ]
+        results = op(*folded)
+        if isinstance(results, Tensor):
+            return unfold(results, info.batch_size), 0
+        return tuple(unfold(result, info.batch_size) for result in results), (0,) * len(results)
+
+    return rule
+
+
+def fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """[..., size, ...] or [B, ...] -> [size * B, ...]."""
+    tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.reshape(size * tensor.shape[1], *tensor.shape[2:])
+
+
+def unfold(tensor: Tensor, size: int) -> Tensor:
+    """[size * B, ...] -> [size, B, ...]."""
+    return tensor.reshape(size, tensor.shape[0] // size, *tensor.shape[1:])

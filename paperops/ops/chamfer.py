@@ -1,0 +1,437 @@
+"""Chamfer distance, F-score and Hausdorff distance of batches of point clouds, over the nearest family's ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paperops.ops import _checks
+from paperops.ops._define import define, fold, native, plain, unfold
+from paperops.ops.nearest import gather_rows, nearest, nearest_backward
+from paperops.ops.nearest import knn_op as one_sided
+from paperops.reference.chamfer import FScore, root
+from paperops.reference.nearest import matched_distances, result_dtype
+
+# --- chamfer: nearest, reduced per pair of clouds ------------------------------------------------------------------
+
+
+def _counted(distances: Tensor, indices: Tensor, squared: bool) -> Tensor:
+    """The distances that enter a sum: 0, not inf, where the other cloud is empty; rooted on demand."""
+    distances = torch.where((indices < 0) & distances.isinf(), 0, distances)
+    return distances if squared else root(distances)
+
+
+def _chamfer_composed(
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    x_coefficients: Tensor | None,
+    y_coefficients: Tensor | None,
+    x_scale: float,
+    y_scale: float,
+    norm: int,
+    squared: bool,
+    reduce_batch: bool,
+) -> tuple[Tensor, ...]:
+    """``nearest`` on the backend that is due, then torch's sums."""
+    found = nearest(x, y, x_lengths, y_lengths, norm)
+    forth, back = _counted(found[0], found[1], squared), _counted(found[2], found[3], squared)
+    forth = forth if x_coefficients is None else forth * x_coefficients
+    back = back if y_coefficients is None else back * y_coefficients
+    loss = x_scale * forth.sum(1) + y_scale * back.sum(1)  # [B]
+    return (loss.sum() if reduce_batch else loss, *found)
+
+
+def _chamfer_fake(
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    x_coefficients: Tensor | None,
+    y_coefficients: Tensor | None,
+    x_scale: float,
+    y_scale: float,
+    norm: int,
+    squared: bool,
+    reduce_batch: bool,
+) -> tuple[Tensor, ...]:
+    working = result_dtype(x.dtype)
+    results = [x.new_empty(() if reduce_batch else x.shape[:1], dtype=working)]
+    for cloud in (x, y):
+        results += [cloud.new_empty(cloud.shape[:2], dtype=dtype) for dtype in (working, torch.int64)]
+    return tuple(results)
+
+
+def _chamfer_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, y, _, _, x_coefficients, y_coefficients, *ctx.settings, _ = inputs
+    _, x_distances, x_indices, y_distances, y_indices = output
+    ctx.mark_non_differentiable(x_distances, x_indices, y_distances, y_indices)
+    if ctx.settings[-1] and not (ctx.needs_input_grad[4] or ctx.needs_input_grad[5]):
+        x_distances = y_distances = None  # not needed again
+    ctx.save_for_backward(x, y, x_coefficients, y_coefficients, x_distances, x_indices, y_distances, y_indices)
+
+
+def _chamfer_derivative(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
+    x, y, x_coefficients, y_coefficients, x_distances, x_indices, y_distances, y_indices = ctx.saved_tensors
+    x_scale, y_scale, norm, squared = ctx.settings
+    grad_loss = grad_loss.expand(x.shape[0])[:, None]  # [B, 1]
+    if torch.is_grad_enabled() and x_distances is not None:  # a second derivative goes through the distances too
+        x_distances = matched_distances(x, y, x_indices[..., None], norm).squeeze(2)
+        y_distances = matched_distances(y, x, y_indices[..., None], norm).squeeze(2)
+
+    def one_direction(
+        coefficients: Tensor | None, distances: Tensor | None, indices: Tensor, scale: float, wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        grad = grad_loss * scale  # [B, 1]
+        grad_distances = grad.expand(indices.shape) if coefficients is None else grad * coefficients
+        if distances is None:
+            return grad_distances, None
+        counted = _counted(distances, indices, squared)
+        if not squared:  # d sqrt(d) = 1 / (2 sqrt(d)), and 0 at d = 0
+            zero = counted == 0
+            grad_distances = torch.where(zero, 0, grad_distances / (2 * torch.where(zero, 1, counted)))
+        return grad_distances, grad * counted if wanted else None
+
+    grad_x_distances, grad_x_coefficients = one_direction(
+        x_coefficients, x_distances, x_indices, x_scale, ctx.needs_input_grad[4]
+    )
+    grad_y_distances, grad_y_coefficients = one_direction(
+        y_coefficients, y_distances, y_indices, y_scale, ctx.needs_input_grad[5]
+    )
+    grad_x, grad_y = nearest_backward(grad_x_distances, grad_y_distances, x, y, x_indices, y_indices, norm)
+    return grad_x, grad_y, None, None, grad_x_coefficients, grad_y_coefficients, *[None] * 5
+
+
+def _chamfer_batched(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
+    size, reduce_batch = info.batch_size, arguments[-1]
+    folded = [
+        fold(argument, dim, size) if isinstance(argument, Tensor) else argument
+        for argument, dim in zip(arguments[:-1], in_dims, strict=False)
+    ]
+    loss, *rest = (unfold(result, size) for result in chamfer(*folded, False))
+    return (loss.sum(1) if reduce_batch else loss, *rest), (0,) * 5
+
+
+chamfer = define(
+    "chamfer",
+    "(Tensor x, Tensor y, Tensor? x_lengths, Tensor? y_lengths, Tensor? x_coefficients, Tensor? y_coefficients, "
+    "float x_scale, float y_scale, int norm, bool squared, bool reduce_batch) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    {
+        "reference": plain(_chamfer_composed),
+        "native": native("chamfer"),
+        "cuda": plain(_chamfer_composed),
+        "triton": plain(_chamfer_composed),
+    },
+    fake=_chamfer_fake,
+    save=_chamfer_save,
+    backward=_chamfer_derivative,
+    batched=_chamfer_batched,
+)
+
+
+# --- the public functions ------------------------------------------------------------------------------------------
+
+
+def chamfer_distance(
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    x_normals: Tensor | None = None,
+    y_normals: Tensor | None = None,
+    weights: Tensor | None = None,
+    batch_reduction: str | None = "mean",
+    point_reduction: str | None = "mean",
+    norm: int = 2,
+    single_directional: bool = False,
+    abs_cosine: bool = True,
+    *,
+    squared: bool = True,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+) -> tuple[Any, Any]:
+    r"""Chamfer distance of two batches of point clouds, and of their normals.
+
+    .. math:: L = \frac{1}{N} \sum_i \min_j d(x_i, y_j) + \frac{1}{M} \sum_j \min_i d(y_j, x_i)
+
+    with d the squared Euclidean distance for ``norm=2`` and the sum of absolute differences for ``norm=1``. The first
+    twelve arguments and the meaning of the result are those of PyTorch3D's function of this name.
+
+    Args:
+        x: ``[B, N, D]``, float16, bfloat16, float32 or float64; N, and B, may be 0.
+        y: ``[B, M, D]`` of the same dtype and device.
+        x_lengths, y_lengths: integers ``[B]``, how many points of each cloud count; None means all. Not read back
+            from a GPU, nor inside torch.compile: clamped there.
+        x_normals, y_normals: normals of x's and y's shape. When both are given the second result is
+            ``1 - |cos|`` between each point's normal and its neighbour's, reduced like the distance.
+        weights: ``[B]``, not negative, of each pair of clouds; "mean" over the batch divides by their sum.
+        batch_reduction: ``"mean"``, ``"sum"`` or None.
+        point_reduction: ``"mean"``, ``"sum"``, ``"max"`` (the larger of both directions' largest; no normals) or None
+            (needs ``batch_reduction=None``).
+        norm: 1 or 2.
+        single_directional: only from x to y.
+        abs_cosine: whether opposite normals count as equal.
+        squared: False takes the root of each nearest distance (norm 2 only), with gradient 0 at distance 0.
+        x_weights, y_weights: ``[B, N]``, ``[B, M]``, not negative, of single points; "mean" over the points then
+            divides by their sum over the valid points, and gives 0 where that is 0. Differentiable.
+
+    Returns:
+        ``(loss, loss_normals)``, float64 for float64 points and float32 otherwise; the second is None without
+        normals. Scalars, or ``[B]`` with ``batch_reduction=None``; with ``point_reduction=None`` each is a pair
+        ``([B, N], [B, M])``, or ``[B, N]`` alone if single-directional. A pair of clouds in which either is empty
+        contributes 0.
+
+    Differentiable twice in x, y, normals and weights, through the matching that the forward pass fixed; summed in a
+    fixed order, so two runs agree bit for bit.
+
+    Raises:
+        TypeError: not tensors, or of a wrong or unequal dtype.
+        ValueError: wrong shapes or devices, lengths out of range, weights negative or not finite, an unknown norm or
+            reduction, or reductions that do not go together.
+
+    Cost:
+        8 B N M operations at most in three dimensions, for both directions; B (N + M) (D + 4) values moved; saves x,
+        y and the indices for backward.
+
+    Source:
+        Fan, Su, Guibas, "A Point Set Generation Network for 3D Object Reconstruction from a Single Image", CVPR 2017,
+        equation 1; unsquared as in Mandikal et al., "3D-LMNet", BMVC 2018.
+
+    Example:
+        >>> import torch, paperops
+        >>> x = torch.tensor([[[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]])
+        >>> y = torch.tensor([[[0.0, 0.0, 2.0]]])
+        >>> loss, normals = paperops.chamfer_distance(x, y)
+        >>> loss, normals
+        (tensor(8.5000), None)
+    """
+    _checks.clouds(x, y)
+    _checks.norm(norm)
+    _checks.choice("batch_reduction", batch_reduction, ("mean", "sum", None))
+    _checks.choice("point_reduction", point_reduction, ("mean", "sum", "max", None))
+    if point_reduction is None and batch_reduction is not None:
+        raise ValueError(f"batch_reduction must be None if point_reduction is None; got {batch_reduction!r}")
+    if not squared and norm != 2:
+        raise ValueError(f"squared=False takes the root of squared distances and needs norm=2; got norm={norm}")
+    with_normals = x_normals is not None or y_normals is not None
+    if with_normals:
+        if x_normals is None or y_normals is None:
+            raise ValueError("x_normals and y_normals must be given together; got one of them")
+        if point_reduction == "max":
+            raise ValueError("point_reduction must not be 'max' with normals: a largest angle has no meaning")
+        _checks.normals("x_normals", x_normals, x)
+        _checks.normals("y_normals", y_normals, y)
+    batch, working = x.shape[0], result_dtype(x.dtype)
+    if x_lengths is not None or y_lengths is not None:
+        x_lengths = _checks.lengths("x_lengths", x_lengths, x)
+        y_lengths = _checks.lengths("y_lengths", y_lengths, y)
+    if weights is not None:
+        weights = _checks.weights("weights", weights, (batch,), x).to(working)
+    if x_weights is not None:
+        x_weights = _checks.weights("x_weights", x_weights, tuple(x.shape[:2]), x).to(working)
+    if y_weights is not None:
+        y_weights = _checks.weights("y_weights", y_weights, tuple(y.shape[:2]), y).to(working)
+
+    sides = [_Side(x, x_lengths, x_weights), _Side(y, y_lengths, y_weights)][: 1 if single_directional else 2]
+    for side in sides:
+        side.weigh(weights, batch_reduction, point_reduction)
+
+    if point_reduction in ("mean", "sum") and not single_directional:
+        coefficients = (side.coefficients for side in sides)
+        scales = (side.scale for side in sides)
+        reduce_batch = batch_reduction is not None
+        loss, _, x_indices, _, y_indices = chamfer(
+            x, y, x_lengths, y_lengths, *coefficients, *scales, norm, squared, reduce_batch
+        )
+        if not with_normals:
+            return loss, None
+        indices = [x_indices, y_indices]
+    else:
+        found = _both_or_one(x, y, x_lengths, y_lengths, norm, single_directional)
+        values = [_counted(distances, index, squared) for distances, index in found]
+        loss = _reduce(values, sides, batch_reduction, point_reduction)
+        if not with_normals:
+            return loss, None
+        indices = [index for _, index in found]
+
+    normals = [x_normals, y_normals]
+    values = [
+        _angle(own, other, index[..., None], abs_cosine).to(working)
+        for own, other, index in zip(normals, normals[::-1], indices, strict=False)
+    ]
+    return loss, _reduce(values, sides, batch_reduction, point_reduction)
+
+
+class _Side:
+    """One of the two clouds, and how much each of its points counts in the reduced loss."""
+
+    def __init__(self, points: Tensor, lengths: Tensor | None, point_weights: Tensor | None) -> None:
+        self.points, self.lengths, self.point_weights = points, lengths, point_weights
+        self.coefficients: Tensor | None = None  # [B, N]; None where every point counts the same
+        self.scale = 1.0
+
+    def weigh(self, weights: Tensor | None, batch_reduction: str | None, point_reduction: str | None) -> None:
+        """Fold weights and means into one factor a point, ``coefficients * scale``."""
+        batch, count = self.points.shape[:2]
+        factor = self.point_weights  # [B, N], [B, 1] or None
+        if factor is not None and self.lengths is not None:
+            factor = factor * (torch.arange(count, device=factor.device) < self.lengths[:, None])
+        if point_reduction == "mean":
+            if factor is not None:
+                factor = _share(factor, factor.sum(1, keepdim=True))
+            elif self.lengths is not None:
+                dtype = result_dtype(self.points.dtype)
+                factor = self.lengths.clamp(1, max(count, 1)).to(dtype).reciprocal()[:, None]
+            else:
+                self.scale /= max(count, 1)
+        if weights is not None:
+            share = weights if batch_reduction != "mean" else _share(weights, weights.sum())
+            factor = share[:, None] if factor is None else share[:, None] * factor
+        elif batch_reduction == "mean":
+            self.scale /= max(batch, 1)
+        self.coefficients = None if factor is None else factor.expand(batch, count)
+
+
+def _share(part: Tensor, total: Tensor) -> Tensor:
+    """part / total, 0 where the total is 0."""
+    return part / torch.where(total == 0, 1, total)
+
+
+def _both_or_one(
+    x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int, single_directional: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """(distances [B, N], indices [B, N]) from x to y, and from y to x unless single-directional."""
+    if single_directional:
+        distances, indices = one_sided(x, y, x_lengths, y_lengths, 1, norm)
+        return [(distances.squeeze(2), indices.squeeze(2))]
+    found = nearest(x, y, x_lengths, y_lengths, norm)
+    return [found[:2], found[2:]]
+
+
+def _angle(normals: Tensor, others: Tensor, indices: Tensor, abs_cosine: bool) -> Tensor:
+    """1 - |cos| [B, N] between each point's normal and its neighbour's; 0 without a neighbour."""
+    working = result_dtype(normals.dtype)
+    near = gather_rows(others.to(working), indices).squeeze(2)  # [B, N, D]
+    cosine = torch.nn.functional.cosine_similarity(normals.to(working), near, dim=2, eps=1e-6)
+    return (1 - (cosine.abs() if abs_cosine else cosine)).masked_fill(indices.squeeze(2) < 0, 0)
+
+
+def _reduce(
+    values: list[Tensor], sides: list[_Side], batch_reduction: str | None, point_reduction: str | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The values [B, N] and [B, M] of one or two sides, weighed and reduced as the arguments say."""
+    if point_reduction in ("mean", "sum"):
+        totals = [side.scale * _weighed(value, side).sum(1) for value, side in zip(values, sides, strict=True)]  # [B]
+        total = totals[0] if len(totals) == 1 else totals[0] + totals[1]
+        return total if batch_reduction is None else total.sum()
+    weighed = [side.scale * _weighed(value, side) for value, side in zip(values, sides, strict=True)]
+    if point_reduction is None:
+        return weighed[0] if len(weighed) == 1 else (weighed[0], weighed[1])
+    largest = [torch.nn.functional.pad(value, (0, 1)).max(dim=1).values for value in weighed]  # [B]; 0 if empty
+    total = largest[0] if len(largest) == 1 else torch.maximum(largest[0], largest[1])
+    return total if batch_reduction is None else total.sum()
+
+
+def _weighed(values: Tensor, side: _Side) -> Tensor:
+    return values if side.coefficients is None else values * side.coefficients
+
+
+def f_score(
+    x: Tensor, y: Tensor, radius: float, *, x_lengths: Tensor | None = None, y_lengths: Tensor | None = None
+) -> FScore:
+    r"""F-score of predicted clouds: the harmonic mean of precision and recall at a distance.
+
+    Precision is the share of predicted points with a true point within ``radius``, recall the share of true points
+    with a predicted point within it, and :math:`F = 2 P R / (P + R)`, 0 where both are 0.
+
+    Args:
+        x: predicted points ``[B, N, D]``.
+        y: true points ``[B, M, D]`` of the same dtype and device.
+        radius: distance, not squared, in the points' unit; within means at most. Finite, at least 0.
+        x_lengths, y_lengths: integers ``[B]``, how many points of each cloud count; None means all.
+
+    Returns:
+        ``FScore(f, precision, recall)``, each ``[B]``; all 0 where one cloud is empty, all 1 where both are. Not
+        differentiable.
+
+    Raises:
+        TypeError, ValueError: as :func:`paperops.knn`; a radius that is negative or not finite.
+
+    Source:
+        Tatarchenko et al., "What Do Single-view 3D Reconstruction Networks Learn?", CVPR 2019, section 5.
+
+    Example:
+        >>> import torch, paperops
+        >>> x = torch.tensor([[[0.0, 0.0], [5.0, 0.0]]])
+        >>> y = torch.tensor([[[0.0, 1.0]]])
+        >>> [round(score.item(), 4) for score in paperops.f_score(x, y, radius=1.0)]
+        [0.6667, 0.5, 1.0]
+    """
+    _checks.clouds(x, y)
+    if isinstance(radius, bool) or not isinstance(radius, (int, float)):
+        raise TypeError(f"radius must be a number; got {type(radius).__name__}")
+    if not 0 <= radius < float("inf"):
+        raise ValueError(f"radius must be finite and not negative; got {radius}")
+    x_lengths, y_lengths = _checks.lengths("x_lengths", x_lengths, x), _checks.lengths("y_lengths", y_lengths, y)
+    with torch.no_grad():
+        found = nearest(x, y, x_lengths, y_lengths, 2)
+        empty_x, empty_y = _empty(x, x_lengths), _empty(y, y_lengths)
+        shares = []
+        for points, lengths, distances, indices in ((x, x_lengths, *found[:2]), (y, y_lengths, *found[2:])):
+            within = ((distances.sqrt() <= radius) & (indices >= 0)).sum(1)  # [B]
+            count = max(points.shape[1], 1) if lengths is None else lengths.clamp(1, max(points.shape[1], 1))
+            shares.append(torch.where(empty_x & empty_y, 1, within.to(distances.dtype) / count))
+        precision, recall = shares
+        return FScore(_share(2 * precision * recall, precision + recall), precision, recall)
+
+
+def hausdorff_distance(
+    x: Tensor,
+    y: Tensor,
+    *,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    single_directional: bool = False,
+) -> Tensor:
+    r"""Hausdorff distance: how far the farthest point is from the other cloud.
+
+    .. math:: \max(\max_i \min_j |x_i - y_j|, \max_j \min_i |x_i - y_j|)
+
+    Args:
+        x: ``[B, N, D]``.
+        y: ``[B, M, D]`` of the same dtype and device.
+        x_lengths, y_lengths: integers ``[B]``, how many points of each cloud count; None means all.
+        single_directional: only from x to y.
+
+    Returns:
+        ``[B]`` Euclidean distances, not squared, in the points' unit: inf where one cloud is empty, 0 where both are.
+        Differentiable twice, through the pair of points that attains it; gradient 0 at distance 0.
+
+    Raises:
+        TypeError, ValueError: as :func:`paperops.knn`, but a cloud may be empty.
+
+    Example:
+        >>> import torch, paperops
+        >>> x = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]])
+        >>> paperops.hausdorff_distance(x, torch.zeros(1, 1, 2))
+        tensor([5.])
+    """
+    _checks.clouds(x, y)
+    x_lengths, y_lengths = _checks.lengths("x_lengths", x_lengths, x), _checks.lengths("y_lengths", y_lengths, y)
+    found = _both_or_one(x, y, x_lengths, y_lengths, 2, single_directional)
+    values = [_counted(distances, indices, squared=True) for distances, indices in found]
+    farthest = [torch.nn.functional.pad(value, (0, 1)).max(dim=1).values for value in values]  # [B]
+    squared = farthest[0] if single_directional else torch.maximum(farthest[0], farthest[1])
+    one_empty = _empty(x, x_lengths) ^ _empty(y, y_lengths)
+    return root(squared).masked_fill(one_empty, float("inf"))
+
+
+def _empty(points: Tensor, lengths: Tensor | None) -> Tensor:
+    """Which clouds have no point: bool [B]."""
+    if lengths is None:
+        return torch.full(points.shape[:1], points.shape[1] == 0, device=points.device)
+    return lengths.clamp(max=points.shape[1]) <= 0
