@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from paperops.reference.nearest import result_dtype
+
 _POINT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -78,24 +80,23 @@ def lengths(name: str, value: Tensor | None, points: Tensor) -> Tensor | None:
     return value.to(torch.int64)
 
 
-def weights(name: str, value: Tensor | None, shape: tuple[int, ...], points: Tensor) -> Tensor | None:
-    """Weights of the given shape: floating, not negative, no NaN and no infinity."""
+def weights(name: str, value: Tensor | None, shape: torch.Size, points: Tensor) -> Tensor | None:
+    """Weights of the given shape, in the dtype of the points' distances: not negative, no NaN and no infinity."""
     if value is None:
         return None
     tensor(name, value)
     if not value.is_floating_point():
         raise TypeError(f"{name} must have a floating dtype; got {value.dtype}")
-    if tuple(value.shape) != shape:
+    if value.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}; got {list(value.shape)}")
     if value.device != points.device:
         raise ValueError(f"{name} must be on the device of the points, {points.device}; got {value.device}")
     if value.numel() and values_are_free(value):
-        with torch.no_grad():
-            low, high = (float(bound) for bound in value.aminmax())
+        low, high = (float(bound) for bound in value.detach().aminmax())
         if not (low >= 0 and high < float("inf")):  # a NaN makes both NaN
             found = "NaN" if low != low else low if low < 0 else high
             raise ValueError(f"{name} must be finite and not negative; got {found}")
-    return value
+    return value.to(result_dtype(points.dtype))
 
 
 def normals(name: str, value: Tensor | None, points: Tensor) -> Tensor | None:

@@ -50,7 +50,8 @@ def define(
 
     Args:
         name: the op's name.
-        schema: arguments and results, as ``"(Tensor x, int k) -> Tensor"``; the first argument is a tensor.
+        schema: arguments and results, as ``"(Tensor x, int k) -> Tensor"``; the first argument is a tensor. ``SymInt``
+            instead of ``int`` for what may depend on a size, so that torch.compile keeps it symbolic.
         implementations: backend name to :class:`~paperops.backends.Implementation`; a ``reference`` is required.
         fake: gives the results' shapes and dtypes without data, for torch.compile and export.
         save, backward: the derivative, as ``torch.library.register_autograd`` takes them.
@@ -61,7 +62,7 @@ def define(
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     for backend in ("native", "cuda"):
         if backend in implementations:  # C++ adds the kernel when its library is loaded
-            library.define(f"{name}.{backend}{schema}")
+            library.define(f"{name}.{backend}{schema.replace('SymInt', 'int')}")
     backends.register(name, implementations)
     library.impl(name, backends.route(name), "CompositeExplicitAutograd")
 

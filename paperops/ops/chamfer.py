@@ -30,8 +30,8 @@ def _chamfer_composed(
     y_lengths: Tensor | None,
     x_coefficients: Tensor | None,
     y_coefficients: Tensor | None,
-    x_scale: float,
-    y_scale: float,
+    x_divisor: int,
+    y_divisor: int,
     norm: int,
     squared: bool,
     reduce_batch: bool,
@@ -41,7 +41,7 @@ def _chamfer_composed(
     forth, back = _counted(found[0], found[1], squared), _counted(found[2], found[3], squared)
     forth = forth if x_coefficients is None else forth * x_coefficients
     back = back if y_coefficients is None else back * y_coefficients
-    loss = x_scale * forth.sum(1) + y_scale * back.sum(1)  # [B]
+    loss = forth.sum(1) / x_divisor + back.sum(1) / y_divisor  # [B]
     return (loss.sum() if reduce_batch else loss, *found)
 
 
@@ -52,8 +52,8 @@ def _chamfer_fake(
     y_lengths: Tensor | None,
     x_coefficients: Tensor | None,
     y_coefficients: Tensor | None,
-    x_scale: float,
-    y_scale: float,
+    x_divisor: int,
+    y_divisor: int,
     norm: int,
     squared: bool,
     reduce_batch: bool,
@@ -69,23 +69,23 @@ def _chamfer_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     x, y, _, _, x_coefficients, y_coefficients, *ctx.settings, _ = inputs
     _, x_distances, x_indices, y_distances, y_indices = output
     ctx.mark_non_differentiable(x_distances, x_indices, y_distances, y_indices)
-    if ctx.settings[-1] and not (ctx.needs_input_grad[4] or ctx.needs_input_grad[5]):
-        x_distances = y_distances = None  # not needed again
-    ctx.save_for_backward(x, y, x_coefficients, y_coefficients, x_distances, x_indices, y_distances, y_indices)
+    needed = not ctx.settings[-1] or ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
+    distances = (x_distances, y_distances) if needed else (None, None)
+    ctx.save_for_backward(x, y, x_coefficients, y_coefficients, x_indices, y_indices, *distances)
 
 
 def _chamfer_derivative(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
-    x, y, x_coefficients, y_coefficients, x_distances, x_indices, y_distances, y_indices = ctx.saved_tensors
-    x_scale, y_scale, norm, squared = ctx.settings
+    x, y, x_coefficients, y_coefficients, x_indices, y_indices, x_distances, y_distances = ctx.saved_tensors
+    x_divisor, y_divisor, norm, squared = ctx.settings
     grad_loss = grad_loss.expand(x.shape[0])[:, None]  # [B, 1]
     if torch.is_grad_enabled() and x_distances is not None:  # a second derivative goes through the distances too
         x_distances = matched_distances(x, y, x_indices[..., None], norm).squeeze(2)
         y_distances = matched_distances(y, x, y_indices[..., None], norm).squeeze(2)
 
     def one_direction(
-        coefficients: Tensor | None, distances: Tensor | None, indices: Tensor, scale: float, wanted: bool
+        coefficients: Tensor | None, distances: Tensor | None, indices: Tensor, divisor: int, wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
-        grad = grad_loss * scale  # [B, 1]
+        grad = grad_loss / divisor  # [B, 1]
         grad_distances = grad.expand(indices.shape) if coefficients is None else grad * coefficients
         if distances is None:
             return grad_distances, None
@@ -96,10 +96,10 @@ def _chamfer_derivative(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]
         return grad_distances, grad * counted if wanted else None
 
     grad_x_distances, grad_x_coefficients = one_direction(
-        x_coefficients, x_distances, x_indices, x_scale, ctx.needs_input_grad[4]
+        x_coefficients, x_distances, x_indices, x_divisor, ctx.needs_input_grad[4]
     )
     grad_y_distances, grad_y_coefficients = one_direction(
-        y_coefficients, y_distances, y_indices, y_scale, ctx.needs_input_grad[5]
+        y_coefficients, y_distances, y_indices, y_divisor, ctx.needs_input_grad[5]
     )
     grad_x, grad_y = nearest_backward(grad_x_distances, grad_y_distances, x, y, x_indices, y_indices, norm)
     return grad_x, grad_y, None, None, grad_x_coefficients, grad_y_coefficients, *[None] * 5
@@ -118,7 +118,7 @@ def _chamfer_batched(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any
 chamfer = define(
     "chamfer",
     "(Tensor x, Tensor y, Tensor? x_lengths, Tensor? y_lengths, Tensor? x_coefficients, Tensor? y_coefficients, "
-    "float x_scale, float y_scale, int norm, bool squared, bool reduce_batch) "
+    "SymInt x_divisor, SymInt y_divisor, int norm, bool squared, bool reduce_batch) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     {
         "reference": plain(_chamfer_composed),
@@ -217,24 +217,15 @@ def chamfer_distance(
         raise ValueError(f"batch_reduction must be None if point_reduction is None; got {batch_reduction!r}")
     if not squared and norm != 2:
         raise ValueError(f"squared=False takes the root of squared distances and needs norm=2; got norm={norm}")
-    with_normals = x_normals is not None or y_normals is not None
-    if with_normals:
-        if x_normals is None or y_normals is None:
-            raise ValueError("x_normals and y_normals must be given together; got one of them")
-        if point_reduction == "max":
-            raise ValueError("point_reduction must not be 'max' with normals: a largest angle has no meaning")
-        _checks.normals("x_normals", x_normals, x)
-        _checks.normals("y_normals", y_normals, y)
-    batch, working = x.shape[0], result_dtype(x.dtype)
-    if x_lengths is not None or y_lengths is not None:
-        x_lengths = _checks.lengths("x_lengths", x_lengths, x)
-        y_lengths = _checks.lengths("y_lengths", y_lengths, y)
-    if weights is not None:
-        weights = _checks.weights("weights", weights, (batch,), x).to(working)
-    if x_weights is not None:
-        x_weights = _checks.weights("x_weights", x_weights, tuple(x.shape[:2]), x).to(working)
-    if y_weights is not None:
-        y_weights = _checks.weights("y_weights", y_weights, tuple(y.shape[:2]), y).to(working)
+    if (x_normals is None) != (y_normals is None):
+        raise ValueError("x_normals and y_normals must be given together; got one of them")
+    if x_normals is not None and point_reduction == "max":
+        raise ValueError("point_reduction must not be 'max' with normals: a largest angle has no meaning")
+    x_normals, y_normals = _checks.normals("x_normals", x_normals, x), _checks.normals("y_normals", y_normals, y)
+    x_lengths, y_lengths = _checks.lengths("x_lengths", x_lengths, x), _checks.lengths("y_lengths", y_lengths, y)
+    weights = _checks.weights("weights", weights, x.shape[:1], x)
+    x_weights = _checks.weights("x_weights", x_weights, x.shape[:2], x)
+    y_weights = _checks.weights("y_weights", y_weights, y.shape[:2], y)
 
     sides = [_Side(x, x_lengths, x_weights), _Side(y, y_lengths, y_weights)][: 1 if single_directional else 2]
     for side in sides:
@@ -242,25 +233,23 @@ def chamfer_distance(
 
     if point_reduction in ("mean", "sum") and not single_directional:
         coefficients = (side.coefficients for side in sides)
-        scales = (side.scale for side in sides)
+        divisors = (side.divisor for side in sides)
         reduce_batch = batch_reduction is not None
         loss, _, x_indices, _, y_indices = chamfer(
-            x, y, x_lengths, y_lengths, *coefficients, *scales, norm, squared, reduce_batch
+            x, y, x_lengths, y_lengths, *coefficients, *divisors, norm, squared, reduce_batch
         )
-        if not with_normals:
-            return loss, None
         indices = [x_indices, y_indices]
     else:
         found = _both_or_one(x, y, x_lengths, y_lengths, norm, single_directional)
         values = [_counted(distances, index, squared) for distances, index in found]
         loss = _reduce(values, sides, batch_reduction, point_reduction)
-        if not with_normals:
-            return loss, None
         indices = [index for _, index in found]
 
+    if x_normals is None or y_normals is None:
+        return loss, None
     normals = [x_normals, y_normals]
     values = [
-        _angle(own, other, index[..., None], abs_cosine).to(working)
+        _angle(own, other, index[..., None], abs_cosine)
         for own, other, index in zip(normals, normals[::-1], indices, strict=False)
     ]
     return loss, _reduce(values, sides, batch_reduction, point_reduction)
@@ -272,10 +261,10 @@ class _Side:
     def __init__(self, points: Tensor, lengths: Tensor | None, point_weights: Tensor | None) -> None:
         self.points, self.lengths, self.point_weights = points, lengths, point_weights
         self.coefficients: Tensor | None = None  # [B, N]; None where every point counts the same
-        self.scale = 1.0
+        self.divisor = 1  # an integer: torch.compile keeps those symbolic but specialises floats
 
     def weigh(self, weights: Tensor | None, batch_reduction: str | None, point_reduction: str | None) -> None:
-        """Fold weights and means into one factor a point, ``coefficients * scale``."""
+        """Fold weights and means into one factor a point, ``coefficients / divisor``."""
         batch, count = self.points.shape[:2]
         factor = self.point_weights  # [B, N], [B, 1] or None
         if factor is not None and self.lengths is not None:
@@ -287,12 +276,12 @@ class _Side:
                 dtype = result_dtype(self.points.dtype)
                 factor = self.lengths.clamp(1, max(count, 1)).to(dtype).reciprocal()[:, None]
             else:
-                self.scale /= max(count, 1)
+                self.divisor *= max(count, 1)
         if weights is not None:
             share = weights if batch_reduction != "mean" else _share(weights, weights.sum())
             factor = share[:, None] if factor is None else share[:, None] * factor
         elif batch_reduction == "mean":
-            self.scale /= max(batch, 1)
+            self.divisor *= max(batch, 1)
         self.coefficients = None if factor is None else factor.expand(batch, count)
 
 
@@ -316,7 +305,8 @@ def _angle(normals: Tensor, others: Tensor, indices: Tensor, abs_cosine: bool) -
     """1 - |cos| [B, N] between each point's normal and its neighbour's; 0 without a neighbour."""
     working = result_dtype(normals.dtype)
     near = gather_rows(others.to(working), indices).squeeze(2)  # [B, N, D]
-    cosine = torch.nn.functional.cosine_similarity(normals.to(working), near, dim=2, eps=1e-6)
+    own = normals.to(working).contiguous()  # torch's order of summation depends on strides
+    cosine = torch.nn.functional.cosine_similarity(own, near.contiguous(), dim=2, eps=1e-6)
     return (1 - (cosine.abs() if abs_cosine else cosine)).masked_fill(indices.squeeze(2) < 0, 0)
 
 
@@ -325,10 +315,10 @@ def _reduce(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The values [B, N] and [B, M] of one or two sides, weighed and reduced as the arguments say."""
     if point_reduction in ("mean", "sum"):
-        totals = [side.scale * _weighed(value, side).sum(1) for value, side in zip(values, sides, strict=True)]  # [B]
+        totals = [_weighed(value, side).sum(1) / side.divisor for value, side in zip(values, sides, strict=True)]  # [B]
         total = totals[0] if len(totals) == 1 else totals[0] + totals[1]
         return total if batch_reduction is None else total.sum()
-    weighed = [side.scale * _weighed(value, side) for value, side in zip(values, sides, strict=True)]
+    weighed = [_weighed(value, side) / side.divisor for value, side in zip(values, sides, strict=True)]
     if point_reduction is None:
         return weighed[0] if len(weighed) == 1 else (weighed[0], weighed[1])
     largest = [torch.nn.functional.pad(value, (0, 1)).max(dim=1).values for value in weighed]  # [B]; 0 if empty

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paperops.ops import _checks
 from paperops.ops._define import cuda, define, native, plain, triton
-from paperops.reference.nearest import KNN, gather_points, matched_distances, result_dtype
+from paperops.reference.nearest import KNN, gather_points, result_dtype
 from paperops.reference.nearest import knn as reference_knn
 
 CUDA_MAX_DIMENSIONS = 8
@@ -35,6 +35,7 @@ def _cuda_declines(x: Tensor, k: int) -> str | None:
 def _knn_reference(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, k: int, norm: int
 ) -> tuple[Tensor, Tensor]:
+    x, y = x.contiguous(), y.contiguous()  # torch's order of summation depends on strides
     found = reference_knn(x, y, k, x_lengths=x_lengths, y_lengths=y_lengths, norm=norm)
     return found.distances, found.indices
 
@@ -182,8 +183,12 @@ def _nearest_backward_reference(
 ) -> tuple[Tensor, Tensor]:
     # in the working precision, so that the two directions' sum is rounded once
     working = result_dtype(x.dtype)
-    forth = _knn_backward_reference(grad_x_distances[..., None], x.to(working), y.to(working), x_indices[..., None], norm)
-    back = _knn_backward_reference(grad_y_distances[..., None], y.to(working), x.to(working), y_indices[..., None], norm)
+    forth = _knn_backward_reference(
+        grad_x_distances[..., None], x.to(working), y.to(working), x_indices[..., None], norm
+    )
+    back = _knn_backward_reference(
+        grad_y_distances[..., None], y.to(working), x.to(working), y_indices[..., None], norm
+    )
     return (forth[0] + back[1]).to(x.dtype), (forth[1] + back[0]).to(y.dtype)
 
 
@@ -297,7 +302,9 @@ def knn(
     _checks.positive_int("k", k)
     _checks.norm(norm)
     if y.shape[1] == 0:
-        raise ValueError(f"y must have at least one point for k={k} neighbours to be found in; got an empty cloud (M = 0)")
+        raise ValueError(
+            f"y must have at least one point for k={k} neighbours to be found in; got an empty cloud (M = 0)"
+        )
     x_lengths, y_lengths = _checks.lengths("x_lengths", x_lengths, x), _checks.lengths("y_lengths", y_lengths, y)
     distances, indices = knn_op(x, y, x_lengths, y_lengths, k, norm)
     return KNN(distances, indices, gather_rows(y, indices) if return_neighbors else None)

@@ -48,7 +48,9 @@ def _one_direction(
         working = result_dtype(x.dtype)
         near = gather_points(y_normals.to(working), found.indices)[:, :, 0]  # [B, N, D]
         cosine = torch.nn.functional.cosine_similarity(x_normals.to(working), near, dim=2, eps=1e-6)
-        normals_loss = torch.where(found.indices[..., 0] >= 0, 1 - (cosine.abs() if abs_cosine else cosine), 0)  # [B, N]
+        normals_loss = torch.where(
+            found.indices[..., 0] >= 0, 1 - (cosine.abs() if abs_cosine else cosine), 0
+        )  # [B, N]
 
     if point_reduction is None:
         weight = 1 if x_weights is None else x_weights

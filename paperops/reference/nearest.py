@@ -38,18 +38,16 @@ def gather_points(points: Tensor, indices: Tensor) -> Tensor:
     return gathered.masked_fill((indices < 0)[..., None], 0)
 
 
-def pair_distances(x: Tensor, y: Tensor, norm: int) -> Tensor:
-    """Distances along the last dimension: sum_d (x_d - y_d)^2 for norm 2, sum_d |x_d - y_d| for norm 1."""
-    difference = x - y
+def length(difference: Tensor, norm: int) -> Tensor:
+    """sum_d difference_d^2 for norm 2, sum_d |difference_d| for norm 1, over the last dimension."""
     return (difference * difference if norm == 2 else difference.abs()).sum(-1)
 
 
 def matched_distances(x: Tensor, y: Tensor, indices: Tensor, norm: int) -> Tensor:
     """Distances [B, N, k] from each query to the targets at ``indices``, 0 at -1: what is differentiated."""
     working = result_dtype(x.dtype)
-    y_near = gather_points(y.to(working), indices)  # [B, N, k, D]
-    distances = pair_distances(x.to(working)[:, :, None], y_near, norm)  # [B, N, k]
-    return torch.where(indices < 0, 0, distances)
+    difference = x.to(working)[:, :, None] - gather_points(y.to(working), indices)  # [B, N, k, D]
+    return length(torch.where((indices >= 0)[..., None], difference, 0), norm)
 
 
 def knn(
@@ -71,7 +69,7 @@ def knn(
     in_y = torch.arange(targets, device=x.device) < y_lengths[:, None]  # [B, M]
 
     with torch.no_grad():
-        exact = pair_distances(x.double()[:, :, None], y.double()[:, None], norm)  # [B, N, M]
+        exact = length(x.double()[:, :, None] - y.double()[:, None], norm)  # [B, N, M]
         # Ascending by (not valid, NaN, distance, index): a stable sort by the last key first.
         order = exact.nan_to_num(nan=0.0, posinf=torch.inf).argsort(dim=2, stable=True)
         rank = (exact.isnan() * 1 + ~in_y[:, None] * 2).gather(2, order)
@@ -79,11 +77,10 @@ def knn(
         order = torch.nn.functional.pad(order, (0, k - order.shape[2]), value=-1)  # [B, N, k]
         slot = torch.arange(k, device=x.device)
         found = (slot < y_lengths[:, None, None]) & in_x[..., None]  # [B, N, k]
-        indices = torch.where(found, order, -1)
+        bad_query = x.isnan().any(-1)[..., None]  # [B, N, 1]
+        indices = torch.where(found & ~bad_query, order, -1)
 
     distances = matched_distances(x, y, indices, norm)
     distances = torch.where(in_x[..., None] & ~found, torch.inf, distances)
-    bad_query = x.isnan().any(-1)[..., None]  # [B, N, 1]
     distances = torch.where(found & bad_query, torch.nan, distances)
-    indices = torch.where(bad_query, -1, indices)
     return KNN(distances, indices, gather_points(y, indices) if return_neighbors else None)

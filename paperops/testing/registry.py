@@ -1,0 +1,169 @@
+"""The registry: an op is declared once, and every check, benchmark and evidence file follows from the declaration."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of an op, by argument name.
+
+    ``gradcheck`` marks the samples that are small enough, and far enough from kinks, for numerical derivatives;
+    ``large`` those that are left out where every operation is slow (Triton's interpreter, compute-sanitizer).
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    gradcheck: bool = False
+    large: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A call that must raise ``error`` with a message that matches ``message``, before any kernel runs."""
+
+    name: str
+    arguments: dict[str, Any]
+    error: type[Exception]
+    message: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a call takes at the least: floating-point operations, and bytes read and written."""
+
+    operations: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class BenchCase:
+    """A size at which the op is timed: ``make(device, dtype)`` gives the call.
+
+    ``backward`` times forward and backward instead of forward alone; ``devices`` names the device types on which the
+    size makes sense.
+    """
+
+    name: str
+    make: Callable[[torch.device, torch.dtype], Sample]
+    backward: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All that the generic checks and the benchmarks need to know of an op.
+
+    Attributes:
+        name: ``paperops.<name>`` and ``paperops.reference.<name>``.
+        family: the op's name on the other floors: ``ops/``, ``csrc/``, ``kernels/``, ``benchmarks/results/``.
+        function, reference: the public op and its definition, of one signature.
+        samples: ``(device, dtype) -> Iterator[Sample]``, the same values at every call.
+        refused: ``device -> Iterator[Refused]``.
+        differentiable: the arguments that take gradients.
+        batched: the arguments with a leading batch dimension; the others keep their value when the batch changes.
+        cost: the floor of a call.
+        bench: the sizes to time.
+        sources: the files, relative to the checkout, whose change makes a device's measurements stale.
+        dtypes: what the op takes.
+        twice: whether second derivatives are promised.
+        tolerance: absolute tolerance by dtype, only where the general rule cannot be applied.
+        exceptions: generic check to the reason why it does not hold for this op.
+    """
+
+    name: str
+    family: str
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]
+    refused: Callable[[torch.device], Iterator[Refused]]
+    differentiable: tuple[str, ...]
+    batched: tuple[str, ...]
+    cost: Callable[[Sample], Cost]
+    bench: tuple[BenchCase, ...]
+    sources: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    twice: bool = False
+    tolerance: dict[torch.dtype, float] = field(default_factory=dict)
+    exceptions: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FAMILIES = ("nearest",)
+"""The modules of ``paperops.testing`` that declare ops, in the order in which they are listed."""
+
+
+def entries() -> tuple[Entry, ...]:
+    """Every registered op."""
+    found: list[Entry] = []
+    for family in FAMILIES:
+        found += importlib.import_module(f"paperops.testing.{family}").ENTRIES
+    return tuple(found)
+
+
+def select(names: list[str] | tuple[str, ...]) -> tuple[Entry, ...]:
+    """The entries of these ops or families; all of them for no name. Raises KeyError naming what there is."""
+    everything = entries()
+    if not names:
+        return everything
+    for name in names:
+        if not any(name in (entry.name, entry.family) for entry in everything):
+            known = sorted({entry.family for entry in everything} | {entry.name for entry in everything})
+            raise KeyError(f"no op or family is called {name!r}; there are {', '.join(known)}")
+    return tuple(entry for entry in everything if entry.name in names or entry.family in names)
+
+
+# --- samples: what the checks do to them ---------------------------------------------------------------------------
+
+
+def map_tensors(arguments: dict[str, Any], change: Callable[[str, Tensor], Tensor]) -> dict[str, Any]:
+    """The arguments with every tensor changed."""
+    return {name: change(name, value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+
+
+def as_double(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same values in float64."""
+    return map_tensors(arguments, lambda _, value: value.double() if value.is_floating_point() else value)
+
+
+def with_gradients(entry: Entry, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
+    """Fresh leaves that require gradients for the differentiable arguments, and the list of these leaves."""
+    fresh = map_tensors(
+        arguments,
+        lambda name, value: value.detach().clone().requires_grad_() if name in entry.differentiable else value,
+    )
+    return fresh, [fresh[name] for name in entry.differentiable if isinstance(fresh.get(name), Tensor)]
+
+
+def slice_batch(entry: Entry, arguments: dict[str, Any], batch: slice) -> dict[str, Any]:
+    """The arguments of some of the batch."""
+    return map_tensors(arguments, lambda name, value: value[batch] if name in entry.batched else value)
+
+
+def repeat_batch(entry: Entry, arguments: dict[str, Any], times: int) -> dict[str, Any]:
+    """The arguments with the batch repeated."""
+    return map_tensors(arguments, lambda name, value: torch.cat([value] * times) if name in entry.batched else value)
+
+
+def flatten(result: Any) -> list[Tensor]:
+    """The tensors of a result, in order: a tensor, or (nested) tuples of tensors and None."""
+    if isinstance(result, Tensor):
+        return [result]
+    if result is None:
+        return []
+    return [tensor for part in result for tensor in flatten(part)]

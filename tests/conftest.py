@@ -1,0 +1,5 @@
+"""Settings of the whole test suite."""
+
+import torch
+
+torch.manual_seed(0)

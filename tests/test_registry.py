@@ -1,0 +1,36 @@
+"""Every generic check, over every registered op, on every backend and device that can run here."""
+
+import os
+
+import pytest
+import torch
+
+import paperops
+from paperops import backends
+from paperops.testing import checks
+from paperops.testing.registry import entries
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and not INTERPRETED else [])
+TARGETS = [
+    (device, backend)
+    for device in DEVICES
+    for backend in (("triton",) if INTERPRETED else backends.BACKENDS)
+    if backends.missing(backend, device) is None
+]
+
+
+@pytest.fixture(autouse=True)
+def only_small_samples_in_the_interpreter(monkeypatch):
+    monkeypatch.setattr(checks, "ONLY_SMALL", INTERPRETED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("check", list(checks.CHECKS))
+@pytest.mark.parametrize("entry", entries(), ids=str)
+@pytest.mark.parametrize(("device", "backend"), TARGETS)
+def test_check(device, backend, entry, check, dtype):
+    if dtype not in entry.dtypes or not checks.applies(check, entry, device, dtype):
+        pytest.skip("does not apply")
+    with paperops.use_backend(backend):
+        checks.run(check, entry, torch.device(device), dtype)
