@@ -149,6 +149,8 @@ def _import_triton() -> str | None:
 
 def missing(backend: str, device_type: str) -> str | None:
     """Why ``backend`` cannot run on tensors of this device type here, or None where it can."""
+    if device_type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        return "this torch was built without CUDA or ROCm"
     if backend == "native":
         return _load_library("native") if device_type == "cpu" else "it runs on the CPU only"
     if backend == "cuda":
@@ -169,9 +171,19 @@ def why_not(op: str, backend: str, device_type: str) -> str | None:
     return missing(backend, device_type)
 
 
-def chosen(op: str, device_type: str) -> str:
-    """The backend that ``paperops::<op>`` runs on for tensors of this device type, if it takes the arguments."""
-    return _plan(op, device_type)[0][0]
+def candidates(op: str, device_type: str) -> list[str]:
+    """The backends that ``paperops::<op>`` runs on for tensors of this device type, the first that takes the arguments.
+
+    Raises:
+        BackendError: if there is none, or the forced one cannot run; the message says why.
+    """
+    names = (_forced,) if _forced is not None else PREFERENCE.get(device_type, ("reference",))
+    reasons = {name: why_not(op, name, device_type) for name in names}
+    there = [name for name, reason in reasons.items() if reason is None]
+    if not there:
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise BackendError(f"nothing can run paperops::{op} on {device_type} tensors: {why}")
+    return there
 
 
 # --- which one runs ----------------------------------------------------------------------------------------------
@@ -180,11 +192,8 @@ def chosen(op: str, device_type: str) -> str:
 def _plan(op: str, device_type: str) -> list[tuple[str, Callable[..., Any], Callable[..., str | None] | None]]:
     plan = _plans.get((op, device_type))
     if plan is None:
-        if _forced is not None and (reason := why_not(op, _forced, device_type)) is not None:
-            raise BackendError(f"backend {_forced!r} cannot run paperops::{op} on {device_type} tensors: {reason}")
-        names = (_forced,) if _forced is not None else PREFERENCE.get(device_type, ("reference",))
         table = _implementations[op]
-        plan = [(name, table[name].load(), table[name].declines) for name in names if not why_not(op, name, device_type)]
+        plan = [(name, table[name].load(), table[name].declines) for name in candidates(op, device_type)]
         _plans[op, device_type] = plan
     return plan
 
