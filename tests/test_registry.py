@@ -20,11 +20,6 @@ TARGETS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def only_small_samples_in_the_interpreter(monkeypatch):
-    monkeypatch.setattr(checks, "ONLY_SMALL", INTERPRETED)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("check", list(checks.CHECKS))
 @pytest.mark.parametrize("entry", entries(), ids=str)

@@ -37,26 +37,27 @@ def tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def clouds(x: Tensor, y: Tensor) -> None:
-    """x [B, N, D] and y [B, M, D]: of one floating dtype, on one device, D >= 1."""
-    for name, points in (("x", x), ("y", y)):
+def clouds(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
+    """x [B, N, D] and y [B, M, D]: of one floating dtype, on one device, D >= 1. ``names`` are the caller's."""
+    for name, points in zip(names, (x, y), strict=True):
         if not isinstance(points, Tensor):
             tensor(name, points)
         if points.dim() != 3:
             raise ValueError(f"{name} must have shape [batch, points, dimensions]; got {list(points.shape)}")
         if points.dtype not in _POINT_DTYPES:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {points.dtype}")
+    x_name, y_name = names
     x_shape, y_shape = x.shape, y.shape
     if x_shape[0] != y_shape[0]:
-        raise ValueError(f"y must have the batch size of x, {x_shape[0]}; got {y_shape[0]}")
+        raise ValueError(f"{y_name} must have the batch size of {x_name}, {x_shape[0]}; got {y_shape[0]}")
     if x_shape[2] != y_shape[2]:
-        raise ValueError(f"y must have points of the dimension of x, {x_shape[2]}; got {y_shape[2]}")
+        raise ValueError(f"{y_name} must have points of the dimension of {x_name}, {x_shape[2]}; got {y_shape[2]}")
     if x_shape[2] == 0:
-        raise ValueError("x and y must have points of at least 1 dimension; got 0")
+        raise ValueError(f"{x_name} and {y_name} must have points of at least 1 dimension; got 0")
     if x.dtype != y.dtype and not _autocast_unites(x, y):
-        raise TypeError(f"y must have the dtype of x, {x.dtype}; got {y.dtype}")
+        raise TypeError(f"{y_name} must have the dtype of {x_name}, {x.dtype}; got {y.dtype}")
     if x.device != y.device:
-        raise ValueError(f"y must be on the device of x, {x.device}; got {y.device}")
+        raise ValueError(f"{y_name} must be on the device of {x_name}, {x.device}; got {y.device}")
 
 
 def lengths(name: str, value: Tensor | None, points: Tensor) -> Tensor | None:

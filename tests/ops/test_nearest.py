@@ -1,0 +1,227 @@
+"""What is particular to the nearest family, beyond the generic checks."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+import paperops
+from paperops import backends
+
+HERE = [name for name in backends.BACKENDS if backends.missing(name, "cpu") is None]
+backend = pytest.mark.parametrize("name", HERE)
+
+
+def brute_force(x, y, norm=2):
+    """Float64 distances of every pair, a dimension at a time, and the index of the least with ties to the lowest."""
+    total = torch.zeros(x.shape[0], x.shape[1], y.shape[1], dtype=torch.float64)
+    for dimension in range(x.shape[2]):
+        difference = x[:, :, None, dimension].double() - y[:, None, :, dimension].double()
+        total += difference**2 if norm == 2 else difference.abs()
+    return total, total.argmin(2)
+
+
+@backend
+@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("spread", [1e-3, 1e-2, 1.0])
+def test_indices_are_those_of_float64_far_from_the_origin(name, spread, norm):
+    generator = torch.Generator().manual_seed(1)
+    x = 1000 + spread * torch.randn(2, 90, 3, generator=generator)
+    y = 1000 + spread * torch.randn(2, 400, 3, generator=generator)
+    with paperops.use_backend(name):
+        found = paperops.knn(x, y, norm=norm)
+    distances, indices = brute_force(x, y, norm)
+    assert torch.equal(found.indices[..., 0], indices)
+    torch.testing.assert_close(found.distances[..., 0].double(), distances.amin(2), rtol=1e-6, atol=0)
+
+
+@backend
+@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e19, 1e30])
+def test_indices_survive_underflow_and_overflow_of_float32(name, scale, norm):
+    generator = torch.Generator().manual_seed(2)
+    x, y = scale * torch.randn(1, 20, 3, generator=generator), scale * torch.randn(1, 60, 3, generator=generator)
+    with paperops.use_backend(name):
+        found = paperops.knn(x, y, k=3, norm=norm)
+        one = paperops.knn(x, y, norm=norm)
+    distances, indices = brute_force(x, y, norm)
+    assert torch.equal(found.indices, distances.argsort(dim=2, stable=True)[..., :3])
+    assert torch.equal(one.indices[..., 0], indices)
+    assert torch.equal(one.distances, found.distances[..., :1])
+    expected = distances.sort(2).values[..., :3]
+    if expected.max() > torch.finfo(torch.float32).max:
+        assert found.distances[expected > torch.finfo(torch.float32).max].isinf().all()
+    else:
+        torch.testing.assert_close(found.distances.double(), expected, rtol=1e-6, atol=1e-44)
+
+
+@backend
+def test_infinite_coordinates(name):
+    x = torch.tensor([[[0.0, 0.0], [torch.inf, 0.0]]])
+    y = torch.tensor([[[torch.inf, 1.0], [1.0, 0.0], [-torch.inf, 0.0]]])
+    with paperops.use_backend(name):
+        found = paperops.knn(x, y, k=3)
+    assert found.indices.tolist() == [[[1, 0, 2], [1, 2, 0]]]  # inf - inf is NaN and comes last
+    assert found.distances[0, 0].tolist() == [1.0, torch.inf, torch.inf]
+    assert found.distances[0, 1, :2].tolist() == [torch.inf, torch.inf]
+    assert found.distances[0, 1, 2].isnan()
+
+
+@backend
+def test_nan_sorts_last_and_nan_queries_find_nothing(name):
+    x = torch.tensor([[[0.0, 0.0], [torch.nan, 0.0]]])
+    y = torch.tensor([[[torch.nan, 1.0], [2.0, 0.0], [0.0, torch.nan], [1.0, 0.0]]])
+    with paperops.use_backend(name):
+        found = paperops.knn(x, y, k=5)
+        loss = paperops.chamfer_distance(x, y)[0]
+    assert found.indices.tolist() == [[[3, 1, 0, 2, -1], [-1] * 5]]
+    assert found.distances[0, 0, :2].tolist() == [1.0, 4.0]
+    assert found.distances[0, :, 2:4].isnan().all()
+    assert found.distances[0, :, 4].isinf().all()
+    assert loss.isnan()
+
+
+@backend
+def test_all_targets_nan(name):
+    x, y = torch.zeros(1, 2, 3), torch.full((1, 3, 3), torch.nan)
+    with paperops.use_backend(name):
+        found = paperops.knn(x, y, k=2)
+    assert found.distances.isnan().all()
+    assert found.indices.tolist() == [[[0, 1], [0, 1]]]
+
+
+@backend
+def test_ties_go_to_the_lowest_index(name):
+    y = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]]).repeat(1, 20, 1)
+    with paperops.use_backend(name):
+        assert paperops.knn(torch.zeros(1, 3, 2), y, k=6).indices.tolist() == [[[0, 1, 2, 3, 4, 5]] * 3]
+        assert paperops.knn(torch.zeros(1, 3, 2), y, k=1).indices.tolist() == [[[0]] * 3]
+        assert paperops.knn(torch.tensor([[[0.5, 0.5]]]), y, k=3).indices.tolist() == [[[0, 1, 4]]]
+
+
+@backend
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gradient_of_a_target_that_all_queries_chose(name, dtype):
+    x = torch.linspace(0, 1, 500, dtype=torch.float64).reshape(1, 500, 1).to(dtype).requires_grad_()
+    y = torch.zeros(1, 1, 1, dtype=dtype, requires_grad=True)
+    with paperops.use_backend(name):
+        paperops.knn(x, y).distances.sum().backward()
+    assert torch.equal(x.grad, 2 * x.detach())
+    exact = float(-2 * x.detach().double().sum())
+    assert abs(float(y.grad) - exact) <= 8 * torch.finfo(dtype).eps * abs(exact)
+
+
+@backend
+def test_lengths_of_any_integer_dtype(name):
+    x, y = torch.rand(2, 4, 3), torch.rand(2, 5, 3)
+    with paperops.use_backend(name):
+        results = [
+            paperops.chamfer_distance(x, y, torch.tensor([4, 2], dtype=dtype), torch.tensor([1, 5], dtype=dtype))[0]
+            for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        ]
+    assert all(torch.equal(results[0], result) for result in results)
+
+
+@backend
+def test_values_past_the_lengths_do_not_matter(name):
+    x, y = torch.rand(2, 6, 3), torch.rand(2, 7, 3)
+    lengths = torch.tensor([3, 5]), torch.tensor([7, 2])
+    spoiled = x.clone(), y.clone()
+    for cloud, sizes in zip(spoiled, lengths, strict=True):
+        for item, size in enumerate(sizes):
+            cloud[item, size:] = torch.nan
+    with paperops.use_backend(name):
+        clean, dirty = (
+            [
+                paperops.knn(a, b, 2, x_lengths=lengths[0], y_lengths=lengths[1]),
+                paperops.chamfer_distance(a, b, *lengths)[0],
+            ]
+            for a, b in ((x, y), spoiled)
+        )
+    assert torch.equal(clean[0].indices, dirty[0].indices)
+    assert torch.equal(clean[0].distances, dirty[0].distances)
+    assert torch.equal(clean[1], dirty[1])
+
+
+@backend
+def test_neighbors_are_differentiable(name):
+    x = torch.rand(1, 4, 3, dtype=torch.float64)
+    y = torch.rand(1, 5, 3, dtype=torch.float64, requires_grad=True)
+    with paperops.use_backend(name):
+        assert torch.autograd.gradcheck(lambda y: paperops.knn(x, y, 2, return_neighbors=True).neighbors, (y,))
+
+
+def test_hessian_of_the_chamfer_distance_through_the_fixed_matching():
+    x, y = torch.rand(1, 3, 2, dtype=torch.float64), torch.rand(1, 4, 2, dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(lambda x: paperops.chamfer_distance(x, y, point_reduction="sum")[0], x)
+    forth = paperops.knn(x, y).indices[..., 0]
+    back = paperops.knn(y, x).indices[..., 0]
+    chosen = 1 + torch.bincount(back[0], minlength=3)  # how many terms each point of x stands in
+    assert forth.shape == (1, 3)
+    expected = torch.diag((2.0 * chosen).double().repeat_interleave(2))
+    torch.testing.assert_close(hessian.reshape(6, 6), expected)
+
+
+def test_more_pairs_than_a_32_bit_index_counts():
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.rand(1, 50_000, 3, generator=generator), torch.rand(1, 50_000, 3, generator=generator)
+    if backends.missing("native", "cpu") is not None:
+        pytest.skip("the reference would need all 2.5e9 distances in memory")
+    indices = paperops.knn(x, y).indices[0, :, 0]
+    expected = torch.from_numpy(cKDTree(y[0].double().numpy()).query(x[0].double().numpy())[1])
+    assert torch.equal(indices, expected)
+
+
+def test_memory_grows_with_the_points_not_the_pairs():
+    if backends.missing("native", "cpu") is not None:
+        pytest.skip("the reference materialises all distances")
+    code = """
+import resource, torch, paperops
+def run(n):
+    x, y = torch.rand(1, n, 3, requires_grad=True), torch.rand(1, n, 3, requires_grad=True)
+    paperops.chamfer_distance(x, y)[0].backward()
+    paperops.knn(x, y, k=4).distances.sum().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+small = run(100)
+print((run(20_000) - small) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    megabytes = float(done.stdout)
+    assert megabytes < 100, f"{megabytes} MiB; all pairs in float32 would be {20_000**2 * 4 / 2**20:.0f}"
+
+
+def test_export_keeps_the_op():
+    class Loss(torch.nn.Module):
+        def forward(self, x, y):
+            return paperops.chamfer_distance(x, y)[0]
+
+    x, y = torch.rand(2, 8, 3), torch.rand(2, 9, 3)
+    program = torch.export.export(Loss(), (x, y))
+    assert any("paperops.chamfer" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x, y), Loss()(x, y))
+
+
+def test_inductor_compiles_forward_and_backward():
+    def loss(x, y):
+        return paperops.chamfer_distance(2 * x, y.sin(), squared=False)[0]
+
+    x, y = torch.rand(2, 8, 3, requires_grad=True), torch.rand(2, 9, 3, requires_grad=True)
+    compiled = torch.compile(loss, fullgraph=True)
+    expected = torch.autograd.grad(loss(x, y), (x, y))
+    torch.testing.assert_close(torch.autograd.grad(compiled(x, y), (x, y)), expected)
+
+
+def test_a_failed_call_does_not_touch_the_arguments():
+    x = torch.rand(2, 4, 3)
+    before = x.clone()
+    with pytest.raises(ValueError, match="x_lengths"):
+        paperops.chamfer_distance(x, x, torch.tensor([9, 9]))
+    assert torch.equal(x, before)
+
+
+def test_lengths_out_of_range_are_clamped_where_values_are_not_read():
+    x, y = torch.rand(2, 4, 3), torch.rand(2, 5, 3)
+    compiled = torch.compile(lambda lengths: paperops.knn(x, y, x_lengths=lengths).indices, backend="aot_eager")
+    assert torch.equal(compiled(torch.tensor([9, -3])), paperops.knn(x, y, x_lengths=torch.tensor([4, 0])).indices)

@@ -1,0 +1,57 @@
+"""Every Triton kernel compiles ahead of time for every target, with its real launch parameters, and without spills."""
+
+import os
+import sys
+
+import pytest
+
+from paperops.testing import aot_triton
+
+if sys.platform != "linux" or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+    pytest.skip("kernels are compiled in a process that does not interpret them", allow_module_level=True)
+pytest.importorskip("triton")
+
+MODULES = ("paperops.kernels.nearest",)
+CASES = [case for module in MODULES for target in aot_triton.TARGETS for case in aot_triton.cases(module, target)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.target}-{case.name}")
+def test_compiles_without_spills(case, record_property):
+    used = aot_triton.resources(case)
+    record_property("resources", str(used))
+    assert used.spills == 0, used
+    assert used.registers <= aot_triton.REGISTER_LIMIT[case.target], used
+    assert used.shared <= aot_triton.SHARED_LIMIT[case.target], used
+    # What a program of so many threads may hold at most, or it does not launch.
+    threads = case.launch.options["num_warps"] * (64 if case.target.startswith("gfx") else 32)
+    assert used.registers * threads <= (128 * 1024 if case.target.startswith("gfx") else 64 * 1024), used
+
+
+def test_every_kernel_is_compiled():
+    import triton
+
+    for module in MODULES:
+        compiled = {case.launch.kernel for case in CASES}
+        folder = module.rpartition(".")[0]
+        own = [name for name in sys.modules if name.startswith(module)]
+        for name in own:
+            for value in vars(sys.modules[name]).values():
+                # Kernels, as opposed to the device functions they call, end their name so.
+                if isinstance(value, triton.runtime.JITFunction) and value.__name__.endswith("_kernel"):
+                    assert value in compiled, f"{value.__name__} of {name} is missing from aot_cases in {folder}"
+
+
+def test_planted_spill_is_seen():
+    """A kernel squeezed into too few registers is reported."""
+    from dataclasses import replace
+
+    case = next(case for case in CASES if case.target == "sm_90" and case.launch.options.get("maxnreg", 0) >= 128)
+    squeezed = replace(case.launch, options={**case.launch.options, "maxnreg": 32})
+    assert aot_triton.resources(replace(case, launch=squeezed)).spills > 0
+
+
+def test_unknown_argument_is_refused():
+    case = CASES[0]
+    arguments = {**case.launch.arguments, "x": object()}
+    with pytest.raises(TypeError, match="argument x"):
+        aot_triton.specialise(case.launch.kernel, arguments)
