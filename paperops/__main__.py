@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import os
 import platform
 import sys
 from pathlib import Path
@@ -93,7 +92,6 @@ def check(console: Console, arguments: argparse.Namespace) -> int:
             console.print(f"{backend} is not checked: {reason}", markup=False, highlight=False)
     if not there:
         return 2
-    checks.ONLY_SMALL = os.environ.get("TRITON_INTERPRET") == "1"
     wanted = {name: DTYPES[name] for name in ([arguments.dtype] if arguments.dtype else DTYPES)}
     work = [
         (entry, backend, name, dtype)
