@@ -42,7 +42,7 @@ def define(
     implementations: dict[str, Implementation],
     *,
     fake: Callable[..., Any],
-    save: Callable[..., None] | None = None,
+    save: Callable[..., None] = lambda ctx, inputs, output: None,
     backward: Callable[..., Any] | None = None,
     batched: Callable[..., Any] | None = None,
 ) -> Any:
@@ -54,7 +54,7 @@ def define(
             instead of ``int`` for what may depend on a size, so that torch.compile keeps it symbolic.
         implementations: backend name to :class:`~paperops.backends.Implementation`; a ``reference`` is required.
         fake: gives the results' shapes and dtypes without data, for torch.compile and export.
-        save, backward: the derivative, as ``torch.library.register_autograd`` takes them.
+        save, backward: the derivative, as ``torch.library.register_autograd`` takes them (``setup_context``, ``backward``).
         batched: the vmap rule; by default every tensor has a leading batch dimension into which vmap's is folded.
 
     Under autocast floating inputs are taken as float32.
@@ -70,11 +70,39 @@ def define(
     op = getattr(torch.ops.paperops, name).default
     torch.library.register_fake(qualified, fake, lib=library)
     if backward is not None:
-        torch.library.register_autograd(qualified, backward, setup_context=save, lib=library)
+        library.impl(name, _autograd(op, save, backward), "Autograd")
     for device_type in ("cpu", "cuda"):
         torch.library.register_autocast(qualified, device_type, torch.float32, lib=library)
     torch.library.register_vmap(qualified, batched or fold_batch(op), lib=library)
     return op
+
+
+def _autograd(op: Callable[..., Any], save: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """The kernel for the dispatcher's Autograd key: records the derivative where an input requires a gradient.
+
+    What ``torch.library.register_autograd`` does, in a quarter of its time: that one adds about 45 us to each call.
+    """
+
+    class Function(torch.autograd.Function):
+        # With a setup_context of its own a Function binds its arguments by inspection, which takes 20 us.
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op(*arguments)
+            save(ctx, arguments, output)
+            return output
+
+    Function.backward = staticmethod(backward)  # type: ignore[assignment]
+
+    def kernel(*arguments: Any) -> Any:
+        if torch.is_grad_enabled():
+            for argument in arguments:
+                if isinstance(argument, Tensor) and argument.requires_grad:
+                    return Function.apply(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    return kernel
 
 
 def fold_batch(op: Callable[..., Any]) -> Callable[..., Any]:

@@ -69,15 +69,19 @@ def _chamfer_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     x, y, _, _, x_coefficients, y_coefficients, *ctx.settings, _ = inputs
     _, x_distances, x_indices, y_distances, y_indices = output
     ctx.mark_non_differentiable(x_distances, x_indices, y_distances, y_indices)
+    ctx.set_materialize_grads(False)
     needed = not ctx.settings[-1] or ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
     distances = (x_distances, y_distances) if needed else (None, None)
     ctx.save_for_backward(x, y, x_coefficients, y_coefficients, x_indices, y_indices, *distances)
 
 
-def _chamfer_derivative(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
+def _chamfer_derivative(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad_loss is None:
+        return (None,) * 11
     x, y, x_coefficients, y_coefficients, x_indices, y_indices, x_distances, y_distances = ctx.saved_tensors
     x_divisor, y_divisor, norm, squared = ctx.settings
-    grad_loss = grad_loss.expand(x.shape[0])[:, None]  # [B, 1]
+    if grad_loss.dim() == 1:
+        grad_loss = grad_loss[:, None]  # [B, 1]; [] where the loss was summed over the batch
     if torch.is_grad_enabled() and x_distances is not None:  # a second derivative goes through the distances too
         x_distances = matched_distances(x, y, x_indices[..., None], norm).squeeze(2)
         y_distances = matched_distances(y, x, y_indices[..., None], norm).squeeze(2)
@@ -85,7 +89,7 @@ def _chamfer_derivative(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]
     def one_direction(
         coefficients: Tensor | None, distances: Tensor | None, indices: Tensor, divisor: int, wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
-        grad = grad_loss / divisor  # [B, 1]
+        grad = grad_loss if divisor == 1 else grad_loss / divisor
         grad_distances = grad.expand(indices.shape) if coefficients is None else grad * coefficients
         if distances is None:
             return grad_distances, None

@@ -1,0 +1,49 @@
+"""The same as :mod:`.torch_eager`, compiled for the very shapes of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import torch_eager
+
+NAME = "torch.compile"
+UNASKED = ("cuda",)  # on a CPU each case would be compiled for most of a minute
+memory = torch_eager.memory
+
+_compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+
+def available(device: torch.device) -> str | None:
+    return None  # a missing compiler shows at the first call
+
+
+def _call(function: Callable[..., Any], **arguments: Any) -> Any:
+    key = (
+        function,
+        *(tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in arguments.values()),
+    )
+    if key not in _compiled:
+        # a new case: drop the last one's code, or a limit on recompilations would end in eager mode unnoticed
+        torch.compiler.reset()
+        _compiled.clear()
+        _compiled[key] = torch.compile(function, dynamic=False, fullgraph=True)
+    return _compiled[key](**arguments)
+
+
+def knn(**arguments: Any) -> Any:
+    return _call(torch_eager.knn, **arguments)
+
+
+def chamfer_distance(**arguments: Any) -> Any:
+    return _call(torch_eager.chamfer_distance, **arguments)
+
+
+def f_score(**arguments: Any) -> Any:
+    return _call(torch_eager.f_score, **arguments)
+
+
+def hausdorff_distance(**arguments: Any) -> Any:
+    return _call(torch_eager.hausdorff_distance, **arguments)
