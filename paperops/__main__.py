@@ -76,7 +76,7 @@ def _build_information() -> str:
         module = importlib.import_module("paperops._C")
     except ImportError:
         return "no native build information (paperops._C is not there)"
-    return ", ".join(f"{key} {value}" for key, value in module.build_information().items())
+    return "\n".join(f"{key}: {value}" for key, value in module.build_info().items() if value)
 
 
 def check(console: Console, arguments: argparse.Namespace) -> int:
@@ -203,7 +203,12 @@ def parser() -> argparse.ArgumentParser:
     command = add(check, ops=True, device=True)
     command.add_argument("--backend", choices=backends.BACKENDS, help="only this implementation")
     command = add(bench, ops=True, device=True)
-    command.add_argument("--against", nargs="+", metavar="PEER", help="peers to time beside ours (default: all)")
+    command.add_argument(
+        "--against",
+        nargs="+",
+        metavar="PEER",
+        help="peers to time beside ours (default: those that take part unasked; see benchmarks/peers)",
+    )
     command.add_argument("--out", type=Path, metavar="DIR", help="write JSON and plots into this folder")
     add(evidence, ops=True)
     command = add(demo)

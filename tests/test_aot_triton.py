@@ -2,16 +2,18 @@
 
 import os
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 from paperops.testing import aot_triton
+from paperops.testing.registry import FAMILIES
 
 if sys.platform != "linux" or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
     pytest.skip("kernels are compiled in a process that does not interpret them", allow_module_level=True)
 pytest.importorskip("triton")
 
-MODULES = ("paperops.kernels.nearest",)
+MODULES = [name for family in FAMILIES if find_spec(name := f"paperops.kernels.{family}") is not None]
 CASES = [case for module in MODULES for target in aot_triton.TARGETS for case in aot_triton.cases(module, target)]
 
 

@@ -17,6 +17,8 @@ def available(device: torch.device) -> str | None:
 
 def memory(op: str, arguments: dict[str, Any]) -> int:
     """The matrix of distances [B, N, M], once, and for the backward pass once more."""
+    if "x" not in arguments or "y" not in arguments:
+        return 0  # not an op on pairs
     x, y = arguments["x"], arguments["y"]
     passes = 2 if x.requires_grad else 1
     return passes * x.shape[0] * x.shape[1] * y.shape[1] * x.element_size()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,14 +27,16 @@ def cuda(op: str, declines: Callable[..., str | None] | None = None) -> Implemen
 
 def triton(module: str, function: str) -> Implementation:
     """The function of that name in ``paperops.kernels.<module>``, imported at the first use."""
-    import importlib
-
     return Implementation(lambda: getattr(importlib.import_module(f"paperops.kernels.{module}"), function))
 
 
 def plain(function: Callable[..., Any]) -> Implementation:
-    """A function in plain torch."""
-    return Implementation(lambda: function)
+    """A function in plain torch. It is given contiguous tensors: torch's order of summation depends on strides."""
+
+    def contiguous(*arguments: Any) -> Any:
+        return function(*(value.contiguous() if isinstance(value, Tensor) else value for value in arguments))
+
+    return Implementation(lambda: contiguous)
 
 
 def define(
@@ -54,7 +57,7 @@ def define(
             instead of ``int`` for what may depend on a size, so that torch.compile keeps it symbolic.
         implementations: backend name to :class:`~paperops.backends.Implementation`; a ``reference`` is required.
         fake: gives the results' shapes and dtypes without data, for torch.compile and export.
-        save, backward: the derivative, as ``torch.library.register_autograd`` takes them (``setup_context``, ``backward``).
+        save, backward: the derivative, as ``torch.library.register_autograd`` takes ``setup_context`` and ``backward``.
         batched: the vmap rule; by default every tensor has a leading batch dimension into which vmap's is folded.
 
     Under autocast floating inputs are taken as float32.
@@ -92,7 +95,7 @@ def _autograd(op: Callable[..., Any], save: Callable[..., None], backward: Calla
             save(ctx, arguments, output)
             return output
 
-    Function.backward = staticmethod(backward)  # type: ignore[assignment]
+    Function.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def kernel(*arguments: Any) -> Any:
         if torch.is_grad_enabled():

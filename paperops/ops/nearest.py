@@ -35,7 +35,6 @@ def _cuda_declines(x: Tensor, k: int) -> str | None:
 def _knn_reference(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, k: int, norm: int
 ) -> tuple[Tensor, Tensor]:
-    x, y = x.contiguous(), y.contiguous()  # torch's order of summation depends on strides
     found = reference_knn(x, y, k, x_lengths=x_lengths, y_lengths=y_lengths, norm=norm)
     return found.distances, found.indices
 

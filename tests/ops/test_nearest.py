@@ -225,3 +225,33 @@ def test_lengths_out_of_range_are_clamped_where_values_are_not_read():
     x, y = torch.rand(2, 4, 3), torch.rand(2, 5, 3)
     compiled = torch.compile(lambda lengths: paperops.knn(x, y, x_lengths=lengths).indices, backend="aot_eager")
     assert torch.equal(compiled(torch.tensor([9, -3])), paperops.knn(x, y, x_lengths=torch.tensor([4, 0])).indices)
+
+
+def large_cloud(kind, seed, points, dimensions):
+    generator = torch.Generator().manual_seed(seed)
+    cloud = torch.randn(1, points, dimensions, generator=generator)
+    if kind == "lattice":
+        return (8 * cloud).round()
+    if kind == "surface":
+        return 100 + cloud / cloud.norm(dim=2, keepdim=True)
+    if kind == "two clusters":
+        return cloud / 100 + 50 * torch.randint(0, 2, (1, points, 1), generator=generator)
+    return cloud
+
+
+@pytest.mark.parametrize(("kind", "dimensions"), [("normal", 3), ("lattice", 3), ("surface", 3), ("two clusters", 2)])
+def test_large_clouds_where_pairs_are_pruned(kind, dimensions):
+    if backends.missing("native", "cpu") is not None:
+        pytest.skip("the reference would need all distances in memory")
+    x, y = (large_cloud(kind, seed, points, dimensions) for seed, points in ((4, 66_000), (5, 70_001)))
+    some = slice(1000, 1200)
+    for k in (1, 5):
+        forth, back = paperops.knn(x, y, k=k), paperops.knn(y, x, k=k)
+        for found, queries, targets in ((forth, x, y), (back, y, x)):
+            distances, _ = brute_force(queries[:, some], targets)
+            expected, order = distances.sort(dim=2, stable=True)
+            assert torch.equal(found.indices[:, some], order[..., :k])
+            assert torch.equal(found.distances[:, some], expected[..., :k].float())
+    loss = paperops.chamfer_distance(x, y)[0]
+    singles = paperops.knn(x, y).distances, paperops.knn(y, x).distances
+    torch.testing.assert_close(loss.double(), sum(single.double().mean() for single in singles), rtol=1e-6, atol=0)
