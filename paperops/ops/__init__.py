@@ -1,6 +1,7 @@
 """The public functions and the dispatcher ops ``torch.ops.paperops.*``: one file an op family."""
 
-from paperops.ops.chamfer import chamfer_distance, f_score, hausdorff_distance
+from paperops.ops.chamfer import chamfer_distance
+from paperops.ops.metrics import f_score, hausdorff_distance
 from paperops.ops.nearest import KNN, knn
 from paperops.reference.chamfer import FScore
 

@@ -1,4 +1,4 @@
-"""Chamfer distance, F-score and Hausdorff distance of batches of point clouds, over the nearest family's ops."""
+"""Chamfer distance of batches of point clouds: the nearest family's fused reduction, and the public function."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from paperops.ops import _checks
 from paperops.ops._define import define, fold, native, plain, unfold
 from paperops.ops.nearest import gather_rows, nearest, nearest_backward
 from paperops.ops.nearest import knn_op as one_sided
-from paperops.reference.chamfer import FScore, root
+from paperops.reference.chamfer import root
 from paperops.reference.nearest import matched_distances, result_dtype
 
 # --- chamfer: nearest, reduced per pair of clouds ------------------------------------------------------------------
 
 
-def _counted(distances: Tensor, indices: Tensor, squared: bool) -> Tensor:
+def counted_distances(distances: Tensor, indices: Tensor, squared: bool) -> Tensor:
     """The distances that enter a sum: 0, not inf, where the other cloud is empty; rooted on demand."""
     distances = torch.where((indices < 0) & distances.isinf(), 0, distances)
     return distances if squared else root(distances)
@@ -38,7 +38,7 @@ def _chamfer_composed(
 ) -> tuple[Tensor, ...]:
     """``nearest`` on the backend that is due, then torch's sums."""
     found = nearest(x, y, x_lengths, y_lengths, norm)
-    forth, back = _counted(found[0], found[1], squared), _counted(found[2], found[3], squared)
+    forth, back = counted_distances(found[0], found[1], squared), counted_distances(found[2], found[3], squared)
     forth = forth if x_coefficients is None else forth * x_coefficients
     back = back if y_coefficients is None else back * y_coefficients
     loss = forth.sum(1) / x_divisor + back.sum(1) / y_divisor  # [B]
@@ -93,7 +93,7 @@ def _chamfer_derivative(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[An
         grad_distances = grad.expand(indices.shape) if coefficients is None else grad * coefficients
         if distances is None:
             return grad_distances, None
-        counted = _counted(distances, indices, squared)
+        counted = counted_distances(distances, indices, squared)
         if not squared:  # d sqrt(d) = 1 / (2 sqrt(d)), and 0 at d = 0
             zero = counted == 0
             grad_distances = torch.where(zero, 0, grad_distances / (2 * torch.where(zero, 1, counted)))
@@ -137,7 +137,7 @@ chamfer = define(
 )
 
 
-# --- the public functions ------------------------------------------------------------------------------------------
+# --- the public function -------------------------------------------------------------------------------------------
 
 
 def chamfer_distance(
@@ -244,8 +244,8 @@ def chamfer_distance(
         )
         indices = [x_indices, y_indices]
     else:
-        found = _both_or_one(x, y, x_lengths, y_lengths, norm, single_directional)
-        values = [_counted(distances, index, squared) for distances, index in found]
+        found = one_or_both(x, y, x_lengths, y_lengths, norm, single_directional)
+        values = [counted_distances(distances, index, squared) for distances, index in found]
         loss = _reduce(values, sides, batch_reduction, point_reduction)
         indices = [index for _, index in found]
 
@@ -275,26 +275,26 @@ class _Side:
             factor = factor * (torch.arange(count, device=factor.device) < self.lengths[:, None])
         if point_reduction == "mean":
             if factor is not None:
-                factor = _share(factor, factor.sum(1, keepdim=True))
+                factor = share(factor, factor.sum(1, keepdim=True))
             elif self.lengths is not None:
                 dtype = result_dtype(self.points.dtype)
                 factor = self.lengths.clamp(1, max(count, 1)).to(dtype).reciprocal()[:, None]
             else:
                 self.divisor *= max(count, 1)
         if weights is not None:
-            share = weights if batch_reduction != "mean" else _share(weights, weights.sum())
-            factor = share[:, None] if factor is None else share[:, None] * factor
+            part = weights if batch_reduction != "mean" else share(weights, weights.sum())
+            factor = part[:, None] if factor is None else part[:, None] * factor
         elif batch_reduction == "mean":
             self.divisor *= max(batch, 1)
         self.coefficients = None if factor is None else factor.expand(batch, count)
 
 
-def _share(part: Tensor, total: Tensor) -> Tensor:
+def share(part: Tensor, total: Tensor) -> Tensor:
     """part / total, 0 where the total is 0."""
     return part / torch.where(total == 0, 1, total)
 
 
-def _both_or_one(
+def one_or_both(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int, single_directional: bool
 ) -> list[tuple[Tensor, Tensor]]:
     """(distances [B, N], indices [B, N]) from x to y, and from y to x unless single-directional."""
@@ -332,100 +332,3 @@ def _reduce(
 
 def _weighed(values: Tensor, side: _Side) -> Tensor:
     return values if side.coefficients is None else values * side.coefficients
-
-
-def f_score(
-    x: Tensor, y: Tensor, radius: float, *, x_lengths: Tensor | None = None, y_lengths: Tensor | None = None
-) -> FScore:
-    r"""F-score of predicted clouds: the harmonic mean of precision and recall at a distance.
-
-    Precision is the share of predicted points with a true point within ``radius``, recall the share of true points
-    with a predicted point within it, and :math:`F = 2 P R / (P + R)`, 0 where both are 0.
-
-    Args:
-        x: predicted points ``[B, N, D]``.
-        y: true points ``[B, M, D]`` of the same dtype and device.
-        radius: distance, not squared, in the points' unit; within means at most. Finite, at least 0.
-        x_lengths, y_lengths: integers ``[B]``, how many points of each cloud count; None means all.
-
-    Returns:
-        ``FScore(f, precision, recall)``, each ``[B]``; all 0 where one cloud is empty, all 1 where both are. Not
-        differentiable.
-
-    Raises:
-        TypeError, ValueError: as :func:`paperops.knn`; a radius that is negative or not finite.
-
-    Source:
-        Tatarchenko et al., "What Do Single-view 3D Reconstruction Networks Learn?", CVPR 2019, section 5.
-
-    Example:
-        >>> import torch, paperops
-        >>> x = torch.tensor([[[0.0, 0.0], [5.0, 0.0]]])
-        >>> y = torch.tensor([[[0.0, 1.0]]])
-        >>> [round(score.item(), 4) for score in paperops.f_score(x, y, radius=1.0)]
-        [0.6667, 0.5, 1.0]
-    """
-    _checks.clouds(x, y)
-    if isinstance(radius, bool) or not isinstance(radius, (int, float)):
-        raise TypeError(f"radius must be a number; got {type(radius).__name__}")
-    if not 0 <= radius < float("inf"):
-        raise ValueError(f"radius must be finite and not negative; got {radius}")
-    x_lengths, y_lengths = _checks.lengths("x_lengths", x_lengths, x), _checks.lengths("y_lengths", y_lengths, y)
-    with torch.no_grad():
-        found = nearest(x, y, x_lengths, y_lengths, 2)
-        empty_x, empty_y = _empty(x, x_lengths), _empty(y, y_lengths)
-        shares = []
-        for points, lengths, distances, indices in ((x, x_lengths, *found[:2]), (y, y_lengths, *found[2:])):
-            within = ((distances.sqrt() <= radius) & (indices >= 0)).sum(1)  # [B]
-            count = max(points.shape[1], 1) if lengths is None else lengths.clamp(1, max(points.shape[1], 1))
-            shares.append(torch.where(empty_x & empty_y, 1, within.to(distances.dtype) / count))
-        precision, recall = shares
-        return FScore(_share(2 * precision * recall, precision + recall), precision, recall)
-
-
-def hausdorff_distance(
-    x: Tensor,
-    y: Tensor,
-    *,
-    x_lengths: Tensor | None = None,
-    y_lengths: Tensor | None = None,
-    single_directional: bool = False,
-) -> Tensor:
-    r"""Hausdorff distance: how far the farthest point is from the other cloud.
-
-    .. math:: \max(\max_i \min_j |x_i - y_j|, \max_j \min_i |x_i - y_j|)
-
-    Args:
-        x: ``[B, N, D]``.
-        y: ``[B, M, D]`` of the same dtype and device.
-        x_lengths, y_lengths: integers ``[B]``, how many points of each cloud count; None means all.
-        single_directional: only from x to y.
-
-    Returns:
-        ``[B]`` Euclidean distances, not squared, in the points' unit: inf where one cloud is empty, 0 where both are.
-        Differentiable twice, through the pair of points that attains it; gradient 0 at distance 0.
-
-    Raises:
-        TypeError, ValueError: as :func:`paperops.knn`, but a cloud may be empty.
-
-    Example:
-        >>> import torch, paperops
-        >>> x = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]])
-        >>> paperops.hausdorff_distance(x, torch.zeros(1, 1, 2))
-        tensor([5.])
-    """
-    _checks.clouds(x, y)
-    x_lengths, y_lengths = _checks.lengths("x_lengths", x_lengths, x), _checks.lengths("y_lengths", y_lengths, y)
-    found = _both_or_one(x, y, x_lengths, y_lengths, 2, single_directional)
-    values = [_counted(distances, indices, squared=True) for distances, indices in found]
-    farthest = [torch.nn.functional.pad(value, (0, 1)).max(dim=1).values for value in values]  # [B]
-    squared = farthest[0] if single_directional else torch.maximum(farthest[0], farthest[1])
-    one_empty = _empty(x, x_lengths) ^ _empty(y, y_lengths)
-    return root(squared).masked_fill(one_empty, float("inf"))
-
-
-def _empty(points: Tensor, lengths: Tensor | None) -> Tensor:
-    """Which clouds have no point: bool [B]."""
-    if lengths is None:
-        return torch.full(points.shape[:1], points.shape[1] == 0, device=points.device)
-    return lengths.clamp(max=points.shape[1]) <= 0

@@ -113,7 +113,15 @@ def _bench_pair(batch: int, n: int, **options: Any) -> Callable[[torch.device, t
     return make
 
 
-SOURCES = ("csrc/common", "csrc/nearest", "kernels/nearest*.py", "paperops/ops/nearest.py", "paperops/ops/chamfer.py")
+SOURCES = (
+    "csrc/common",
+    "csrc/nearest",
+    "kernels/launch.py",
+    "kernels/nearest*.py",
+    "paperops/ops/nearest.py",
+    "paperops/ops/chamfer.py",
+    "paperops/ops/metrics.py",
+)
 BATCHED = ("x", "y", "x_lengths", "y_lengths")
 
 # --- knn -----------------------------------------------------------------------------------------------------------
@@ -297,6 +305,7 @@ CHAMFER = Entry(
         BenchCase("B=1, N=M=4", _bench_pair(1, 4)),
         BenchCase("B=1, N=M=4, with backward", _bench_pair(1, 4), backward=True),
         BenchCase("B=8, N=M=512", _bench_pair(8, 512)),
+        BenchCase("B=8, N=M=512, with backward", _bench_pair(8, 512), backward=True),
         BenchCase("B=8, N=M=2048", _bench_pair(8, 2048)),
         BenchCase("B=8, N=M=2048, with backward", _bench_pair(8, 2048), backward=True),
         BenchCase("B=32, N=M=2048", _bench_pair(32, 2048), devices=("cuda",)),
@@ -338,7 +347,7 @@ F_SCORE = Entry(
     differentiable=(),
     batched=BATCHED,
     cost=_chamfer_cost,
-    bench=(BenchCase("B=8, N=M=2048", _bench_pair(8, 2048, radius=0.1)),),
+    bench=tuple(BenchCase(f"B=8, N=M={n}", _bench_pair(8, n, radius=0.1)) for n in (512, 2048)),
     sources=SOURCES,
     exceptions={"gradients": "a count has no gradient", "gradcheck": "a count has no gradient"},
 )
@@ -361,7 +370,7 @@ HAUSDORFF = Entry(
     differentiable=("x", "y"),
     batched=BATCHED,
     cost=_chamfer_cost,
-    bench=(BenchCase("B=8, N=M=2048", _bench_pair(8, 2048)),),
+    bench=tuple(BenchCase(f"B=8, N=M={n}", _bench_pair(8, n)) for n in (512, 2048)),
     sources=SOURCES,
     twice=True,
 )

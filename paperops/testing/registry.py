@@ -43,10 +43,14 @@ class Refused:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call takes at the least: floating-point operations, and bytes read and written."""
+    """What a call takes at the least: floating-point operations, and bytes read and written.
+
+    ``matrix`` says that the operations are matrix products, which a device does at another rate.
+    """
 
     operations: float
     bytes: float
+    matrix: bool = False
 
 
 @dataclass(frozen=True)
