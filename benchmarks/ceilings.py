@@ -51,7 +51,7 @@ class Ceilings:
 
     def floor(self, cost: Cost) -> float:
         """Seconds that a call of this cost takes at the least; matrix products if the cost's ``matrix`` is set."""
-        rate = self.matrix if getattr(cost, "matrix", False) else self.vector
+        rate = self.matrix if cost.matrix else self.vector
         return max(cost.operations / rate, cost.bytes / self.bandwidth)
 
 
