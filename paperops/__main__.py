@@ -102,7 +102,7 @@ def check(console: Console, arguments: argparse.Namespace) -> int:
     ]
     table = Table(title=f"checks on {_device_name(device)}")
     for column in ("op", "backend", "dtype"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("error", "torch's error", "of allowed", "checks"):
         table.add_column(column, justify="right")
     failures: list[str] = []
@@ -124,13 +124,16 @@ def check(console: Console, arguments: argparse.Namespace) -> int:
                 except Exception as error:  # whatever a check meets is its finding
                     failures.append(f"{entry.name}, {backend}, {name}, {title}: {type(error).__name__}: {error}")
             worst = max(errors, key=lambda error: error.ratio, default=None)
-            cells = [f"{worst.ours:.2g}", f"{worst.plain:.2g}", f"{worst.ratio:.2f}"] if worst else ["", "", ""]
+            cells = ["", "", ""]
+            if worst is not None:
+                unit = worst.scale or 1.0
+                cells = [f"{worst.ours / unit:.2g}", f"{worst.plain / unit:.2g}", f"{worst.ratio:.2f}"]
             colour = "green" if passed == applied else "red"
-            table.add_row(entry.name, backend, name, *cells, f"[{colour}]{passed} of {applied}[/]")
+            table.add_row(entry.name, backend, name, *cells, f"[{colour}]{passed}/{applied}[/]")
     console.print(table)
     console.print(
-        "error: against float64, at the result that comes closest to its limit: twice the error of plain torch "
-        "in the same dtype plus one rounding.",
+        "error: against float64, in units of the largest value, at the result that comes closest to its limit: twice "
+        "the error of plain torch in the same dtype plus one rounding.",
         highlight=False,
         soft_wrap=True,
     )

@@ -275,7 +275,8 @@ class _Side:
             factor = factor * (torch.arange(count, device=factor.device) < self.lengths[:, None])
         if point_reduction == "mean":
             if factor is not None:
-                factor = share(factor, factor.sum(1, keepdim=True))
+                # in float64: the derivative of a share is a small difference
+                factor = share(factor.double(), factor.double().sum(1, keepdim=True)).to(factor.dtype)
             elif self.lengths is not None:
                 dtype = result_dtype(self.points.dtype)
                 factor = self.lengths.clamp(1, max(count, 1)).to(dtype).reciprocal()[:, None]

@@ -16,11 +16,15 @@ class CheckFailure(AssertionError):
 
 @dataclass(frozen=True)
 class Error:
-    """Largest absolute errors against float64: the op's, plain torch's in the same dtype, and what is allowed."""
+    """Largest absolute errors against float64: the op's, plain torch's in the same dtype, and what is allowed.
+
+    ``scale`` is the largest exact value, in units of which errors are shown.
+    """
 
     ours: float
     plain: float
     allowed: float
+    scale: float = 1.0
 
     @property
     def ratio(self) -> float:
@@ -62,6 +66,7 @@ def compare(
     exact_values = exact[finite]
     if exact_values.numel() == 0:
         return Error(0.0, 0.0, 0.0)
+    scale = float(exact_values.abs().max())
     error = float((ours[finite] - exact_values).abs().max())
     plain_error = 0.0
     if plain is not None:
@@ -71,12 +76,12 @@ def compare(
     if allowed is None:
         # In float64 the definition is its own exact value: nothing but a few roundings is left to allow.
         roundings = FLOAT64_ROUNDINGS if rounding == torch.float64 else 1
-        allowed = 2 * plain_error + roundings * torch.finfo(rounding).eps * float(exact_values.abs().max())
+        allowed = 2 * plain_error + roundings * torch.finfo(rounding).eps * scale
     if error > allowed:
         raise CheckFailure(
             f"{what}: error {error:.3g} against float64; plain torch {plain_error:.3g}, allowed {allowed:.3g}"
         )
-    return Error(error, plain_error, allowed)
+    return Error(error, plain_error, allowed, scale)
 
 
 def _largest(values: Tensor) -> float:

@@ -48,7 +48,7 @@ def _pairs(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, dict
     yield "lattice", lattice, False
     yield "one cloud twice", dict.fromkeys(("x", "y"), lattice["x"]), False
     yield "far away", {name: 1000 + value / 1000 for name, value in random(1, 30, 40).items()}, False
-    yield "tiny", {name: value * 1e-25 for name, value in random(1, 20, 30).items()}, False
+    yield "tiny", {name: value * 1e-20 for name, value in random(1, 20, 30).items()}, False
 
 
 def _without_points(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any], bool]]:
