@@ -104,7 +104,7 @@ def _draw(record: Record, folder: Path) -> str:
     try:
         picture = plots.draw(record, folder)
     except ImportError as error:
-        return f"no plot ({error}; pip install 'paperops[bench]')"
+        return f"no plot ({error}; pip install '.[bench]' in the checkout)"
     return picture.name if picture is not None else "no plot (nothing was timed)"
 
 

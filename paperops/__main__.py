@@ -79,11 +79,22 @@ def _build_information() -> str:
     return "\n".join(f"{key}: {value}" for key, value in module.build_info().items() if value)
 
 
+def _device(words: str | None) -> torch.device:
+    """The device that was named, or a GPU if there is one. Raises BackendError if it is not there."""
+    try:
+        device = torch.device(words or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise backends.BackendError(f"--device: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise backends.BackendError(f"{device} is not there: torch {torch.__version__} sees no GPU")
+    return device
+
+
 def check(console: Console, arguments: argparse.Namespace) -> int:
     """Every op against its reference on this machine."""
     from paperops.testing import checks
 
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(arguments.device)
     chosen = [arguments.backend] if arguments.backend else list(backends.BACKENDS)
     there = [backend for backend in chosen if backends.missing(backend, device.type) is None]
     for backend in chosen:
@@ -151,11 +162,10 @@ def bench(console: Console, arguments: argparse.Namespace) -> int:
     """Timings, memory and the achieved share of the roofline."""
     from paperops.benchmarks import bench as benchmarks
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return benchmarks.run(
         arguments.ops,
         against=arguments.against,
-        device=torch.device(device),
+        device=_device(arguments.device),
         dtype=DTYPES[arguments.dtype or "float32"],
         out=arguments.out,
         console=console,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,9 +194,25 @@ def _plan(op: str, device_type: str) -> list[tuple[str, Callable[..., Any], Call
     plan = _plans.get((op, device_type))
     if plan is None:
         table = _implementations[op]
-        plan = [(name, table[name].load(), table[name].declines) for name in candidates(op, device_type)]
+        names = candidates(op, device_type)
+        if names[0] == "reference" and _forced is None and len(table) > 1:
+            _warn_slow(device_type)
+        plan = [(name, table[name].load(), table[name].declines) for name in names]
         _plans[op, device_type] = plan
     return plan
+
+
+@functools.cache
+def _warn_slow(device_type: str) -> None:
+    """Say once that only the definitions are there."""
+    names = [name for name in PREFERENCE.get(device_type, ()) if name != "reference"]
+    why = "; ".join(f"{name}: {missing(name, device_type)}" for name in names) or "no kernels exist for it"
+    warnings.warn(
+        f"paperops runs its definitions on {device_type} tensors, hundreds of times slower than its kernels: {why}. "
+        'use_backend("reference") asks for that and is silent.',
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def route(op: str) -> Callable[..., Any]:

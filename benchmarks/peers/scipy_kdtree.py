@@ -18,7 +18,7 @@ GRADIENTS = False
 def available(device: torch.device) -> str | None:
     if device.type != "cpu":
         return "it runs on the CPU only"
-    return importable("scipy", "pip install 'paperops[bench]'")
+    return importable("scipy", "pip install '.[bench]' in the checkout")
 
 
 def _query(queries: Tensor, targets: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,8 @@ from paperops.ops.chamfer import chamfer_distance as paperops_chamfer_distance
 from paperops.ops.nearest import knn_op, nearest
 from paperops.reference.chamfer import root
 
+__all__ = ["chamfer_distance", "f_score", "sided_distance"]
+
 
 def sided_distance(p1: Tensor, p2: Tensor) -> tuple[Tensor, Tensor]:
     r"""Squared distance from each point of p1 to its nearest in p2, and that point's index.

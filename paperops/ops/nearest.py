@@ -21,6 +21,7 @@ from paperops.reference.nearest import knn as reference_knn
 
 CUDA_MAX_DIMENSIONS = 8
 CUDA_MAX_K = 32
+_REFERENCE_ELEMENTS = 2**24
 
 
 def _cuda_declines(x: Tensor, k: int) -> str | None:
@@ -35,8 +36,14 @@ def _cuda_declines(x: Tensor, k: int) -> str | None:
 def _knn_reference(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, k: int, norm: int
 ) -> tuple[Tensor, Tensor]:
-    found = reference_knn(x, y, k, x_lengths=x_lengths, y_lengths=y_lengths, norm=norm)
-    return found.distances, found.indices
+    # by blocks of queries, so that their distances to all targets fit into memory
+    rows = max(1, _REFERENCE_ELEMENTS // max(1, x.shape[0] * y.shape[1] * x.shape[2]))
+    blocks = []
+    for start in range(0, max(1, x.shape[1]), rows):
+        lengths = None if x_lengths is None else x_lengths.clamp(max=x.shape[1]) - start
+        block = x[:, start : start + rows]
+        blocks.append(reference_knn(block, y, k, x_lengths=lengths, y_lengths=y_lengths, norm=norm))
+    return torch.cat([block.distances for block in blocks], 1), torch.cat([block.indices for block in blocks], 1)
 
 
 def _knn_fake(

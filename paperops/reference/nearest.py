@@ -70,10 +70,9 @@ def knn(
 
     with torch.no_grad():
         exact = length(x.double()[:, :, None] - y.double()[:, None], norm)  # [B, N, M]
-        # Ascending by (not valid, NaN, distance, index): a stable sort by the last key first.
-        order = exact.nan_to_num(nan=0.0, posinf=torch.inf).argsort(dim=2, stable=True)
-        rank = (exact.isnan() * 1 + ~in_y[:, None] * 2).gather(2, order)
-        order = order.gather(2, rank.argsort(dim=2, stable=True))[..., :k]  # [B, N, min(k, M)]
+        # Ascending by (NaN, distance, index): torch sorts NaN last. What lies past the length becomes NaN, and comes
+        # after any valid NaN because its index is larger.
+        order = exact.masked_fill(~in_y[:, None], torch.nan).argsort(dim=2, stable=True)[..., :k]  # [B, N, min(k, M)]
         order = torch.nn.functional.pad(order, (0, k - order.shape[2]), value=-1)  # [B, N, k]
         slot = torch.arange(k, device=x.device)
         found = (slot < y_lengths[:, None, None]) & in_x[..., None]  # [B, N, k]

@@ -293,6 +293,43 @@ def vmap(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     return []
 
 
+def transforms(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
+    """torch.func's gradients, nested ones too, are autograd's; forward mode is right or raises, never silently zero."""
+    if not entry.differentiable:
+        return []
+    for sample in _samples(entry, device, dtype):
+        if not sample.gradcheck:
+            continue
+        arguments, leaves = with_gradients(entry, sample.arguments)
+        names = [name for name in entry.differentiable if isinstance(arguments.get(name), Tensor)]
+
+        def scalar(*inputs: Tensor, arguments: Any = arguments, names: Any = names) -> Tensor:
+            results = flatten(entry.function(**{**arguments, **dict(zip(names, inputs, strict=True))}))
+            return torch.stack([(r * r).sum() for r in results if r.is_floating_point()]).sum()
+
+        def length(*inputs: Tensor, scalar: Any = scalar, names: Any = names) -> Tensor:
+            gradients = torch.func.grad(scalar, argnums=tuple(range(len(names))))(*inputs)
+            return torch.stack([(gradient * gradient).sum() for gradient in gradients]).sum()
+
+        inputs = [leaf.detach() for leaf in leaves]
+        positions = tuple(range(len(inputs)))
+        once = torch.autograd.grad(scalar(*leaves), leaves, create_graph=entry.twice, materialize_grads=True)
+        what = f"sample {sample}, torch.func.grad"
+        _close(what, list(torch.func.grad(scalar, argnums=positions)(*inputs)), [value.detach() for value in once])
+        if entry.twice:
+            twice = torch.autograd.grad(
+                torch.stack([(value * value).sum() for value in once]).sum(), leaves, materialize_grads=True
+            )
+            _close(f"{what}, nested", list(torch.func.grad(length, argnums=positions)(*inputs)), list(twice))
+        try:
+            tangent = torch.func.jvp(scalar, tuple(inputs), tuple(inputs))[1]
+        except NotImplementedError:
+            continue
+        expected = torch.stack([(a.detach() * b).sum() for a, b in zip(once, inputs, strict=True)]).sum()
+        _close(f"sample {sample}, torch.func.jvp", [tangent], [expected])
+    return []
+
+
 # --- what must not happen ------------------------------------------------------------------------------------------
 
 
@@ -374,6 +411,7 @@ CHECKS: dict[str, Check] = {
         empty_batch,
         autocast,
         vmap,
+        transforms,
         refused,
         overwritten,
         deterministic,
@@ -383,7 +421,7 @@ CHECKS: dict[str, Check] = {
 """Every generic check by name."""
 
 FLOAT64_ONLY = ("gradcheck",)
-DTYPE_FREE = ("refused", "opcheck", "compiles", "vmap", "expanded")
+DTYPE_FREE = ("refused", "opcheck", "compiles", "vmap", "transforms", "expanded")
 """Checks that say nothing new for another dtype: run for float32 alone."""
 
 OF_KERNELS = ("values", "gradients", "gradcheck", "empty_batch", "overwritten")

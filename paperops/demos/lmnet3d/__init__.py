@@ -46,7 +46,7 @@ def run(
         try:
             importlib.import_module(module)
         except ImportError as error:
-            message = f"The demonstration needs {module} ({error}): pip install 'paperops[demo]'"
+            message = f"The demonstration needs {module} ({error}): pip install '.[demo]' in the checkout"
             console.print(message, style="red", markup=False, highlight=False)
             return 2
     output = Path(output)
