@@ -162,6 +162,8 @@ def bench(console: Console, arguments: argparse.Namespace) -> int:
     """Timings, memory and the achieved share of the roofline."""
     from paperops.benchmarks import bench as benchmarks
 
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is said before measuring
     return benchmarks.run(
         arguments.ops,
         against=arguments.against,
@@ -237,8 +239,9 @@ def main(words: list[str] | None = None) -> int:
     console = Console()
     try:
         return arguments.function(console, arguments)
-    except (KeyError, backends.BackendError) as error:
-        console.print(f"error: {error.args[0]}", style="red", markup=False, highlight=False)
+    except (KeyError, backends.BackendError, OSError) as error:
+        message = str(error) if isinstance(error, OSError) else error.args[0]
+        console.print(f"error: {message}", style="red", markup=False, highlight=False)
         return 2
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ class BackendError(RuntimeError):
     """A backend was asked for that cannot run here; the message says why."""
 
 
+class MissingImplementation(BackendError):
+    """The forced backend does not implement the op at all."""
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One backend's implementation of one dispatcher op.
@@ -50,8 +55,7 @@ class Implementation:
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
-_plans: dict[tuple[str, str], list[tuple[str, Callable[..., Any], Callable[..., str | None] | None]]] = {}
-_forced: str | None = None
+_plans: dict[tuple[str, str, str | None], list[tuple[str, Callable[..., Any], Callable[..., str | None] | None]]] = {}
 
 
 def _check_name(backend: str, source: str) -> str:
@@ -60,14 +64,15 @@ def _check_name(backend: str, source: str) -> str:
     return backend
 
 
-def _set_forced(backend: str | None) -> None:
+_environment = os.environ.get("PAPEROPS_BACKEND") or None
+_forced: str | None = _environment and _check_name(_environment, "the environment variable PAPEROPS_BACKEND")
+_blocks: list[tuple[object, str]] = []  # the open `use_backend` blocks, of all threads; the last one counts
+_lock = threading.Lock()
+
+
+def _settle() -> None:
     global _forced
-    _forced = backend
-    _plans.clear()
-
-
-if os.environ.get("PAPEROPS_BACKEND"):
-    _set_forced(_check_name(os.environ["PAPEROPS_BACKEND"], "the environment variable PAPEROPS_BACKEND"))
+    _forced = _blocks[-1][1] if _blocks else _environment
 
 
 @contextmanager
@@ -75,7 +80,7 @@ def use_backend(backend: str) -> Iterator[None]:
     """Force one backend for every op called inside the ``with`` block.
 
     The setting holds for the whole process (backward passes run in other threads and must see it), also inside
-    compiled graphs. Blocks may be nested.
+    compiled graphs. Blocks may be nested; of blocks open in several threads the one entered last counts for all.
 
     Args:
         backend: ``"reference"``, ``"native"``, ``"cuda"`` or ``"triton"``.
@@ -92,12 +97,16 @@ def use_backend(backend: str) -> Iterator[None]:
         >>> torch.allclose(loss, paperops.chamfer_distance(x, y)[0])
         True
     """
-    previous = _forced
-    _set_forced(_check_name(backend, "backend"))
+    block = (object(), _check_name(backend, "backend"))
+    with _lock:
+        _blocks.append(block)
+        _settle()
     try:
         yield
     finally:
-        _set_forced(previous)
+        with _lock:
+            _blocks.remove(block)
+            _settle()
 
 
 def forced() -> str | None:
@@ -129,6 +138,12 @@ def _load_library(backend: str) -> str | None:
     if backend == "cuda" and torch.version.cuda is None:
         return "this torch was built without CUDA"
     file = library_file(backend)
+    allowed = ("", "portable", "avx2", "avx512")
+    if backend == "native" and os.environ.get("PAPEROPS_CPU_ISA", "") not in allowed:
+        raise ValueError(
+            "the environment variable PAPEROPS_CPU_ISA must be portable, avx2 or avx512; "
+            f"got {os.environ['PAPEROPS_CPU_ISA']!r}"
+        )
     if file is None:
         how = "no C++ compiler was found" if backend == "native" else "no nvcc was found"
         return f"paperops/_{backend}*.so is not there (when paperops was installed {how}, or building it was disabled)"
@@ -178,7 +193,10 @@ def candidates(op: str, device_type: str) -> list[str]:
     Raises:
         BackendError: if there is none, or the forced one cannot run; the message says why.
     """
-    names = (_forced,) if _forced is not None else PREFERENCE.get(device_type, ("reference",))
+    forced = _forced
+    if forced is not None and forced not in _implementations[op]:
+        raise MissingImplementation(f"paperops::{op} has no {forced} implementation")
+    names = (forced,) if forced is not None else PREFERENCE.get(device_type, ("reference",))
     reasons = {name: why_not(op, name, device_type) for name in names}
     there = [name for name, reason in reasons.items() if reason is None]
     if not there:
@@ -191,14 +209,16 @@ def candidates(op: str, device_type: str) -> list[str]:
 
 
 def _plan(op: str, device_type: str) -> list[tuple[str, Callable[..., Any], Callable[..., str | None] | None]]:
-    plan = _plans.get((op, device_type))
+    key = (op, device_type, _forced)
+    plan = _plans.get(key)
     if plan is None:
         table = _implementations[op]
         names = candidates(op, device_type)
         if names[0] == "reference" and _forced is None and len(table) > 1:
             _warn_slow(device_type)
         plan = [(name, table[name].load(), table[name].declines) for name in names]
-        _plans[op, device_type] = plan
+        if key[2] == _forced:  # no other thread forced another one meanwhile
+            _plans[key] = plan
     return plan
 
 

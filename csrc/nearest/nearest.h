@@ -162,7 +162,7 @@ template <int Norm, typename T>
 PAPEROPS_HOST_DEVICE T pair_gradient(T gradient, T a, T b) {
   const T difference = a - b;
   if constexpr (Norm == 1) {
-    return difference > T(0) ? gradient : (difference < T(0) ? -gradient : gradient * difference);
+    return difference > T(0) ? gradient : (difference < T(0) ? -gradient : T(0));
   } else {
     return T(2) * gradient * difference;
   }

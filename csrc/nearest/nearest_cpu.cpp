@@ -32,7 +32,7 @@ constexpr int kPortable = 0, kAvx2 = 1, kAvx512 = 2;
 int choose_instruction_set() {
 #if defined(PAPEROPS_X86)
   const char* limit = std::getenv("PAPEROPS_CPU_ISA");
-  const int allowed = limit == nullptr || std::strcmp(limit, "avx512") == 0 ? kAvx512
+  const int allowed = limit == nullptr || *limit == 0 || std::strcmp(limit, "avx512") == 0 ? kAvx512
                       : std::strcmp(limit, "avx2") == 0                     ? kAvx2
                                                                             : kPortable;
   __builtin_cpu_init();

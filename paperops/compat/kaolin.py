@@ -15,13 +15,15 @@ RuntimeError).
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
 from paperops.ops import _checks
 from paperops.ops.chamfer import chamfer_distance as paperops_chamfer_distance
+from paperops.ops.chamfer import counted_distances
 from paperops.ops.nearest import knn_op, nearest
-from paperops.reference.chamfer import root
 
 __all__ = ["chamfer_distance", "f_score", "sided_distance"]
 
@@ -92,15 +94,20 @@ def chamfer_distance(
         tensor([12.5000])
     """
     _checks.clouds(p1, p2, ("p1", "p2"))
+    _checks.flag("squared", squared)
+    for name, weight in (("w1", w1), ("w2", w2)):
+        if isinstance(weight, Tensor):
+            if weight.dim() > 1 or (weight.dim() == 1 and weight.shape != p1.shape[:1]):
+                raise ValueError(f"{name} must be a number or of shape [] or [B]; got {list(weight.shape)}")
+        elif isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+            raise TypeError(f"{name} must be a number or a tensor; got {type(weight).__name__}")
     if not isinstance(w1, Tensor) and not isinstance(w2, Tensor) and w1 == w2 == 1:
-        loss: Tensor = paperops_chamfer_distance(p1, p2, batch_reduction=None, squared=bool(squared))[0]
+        loss: Tensor = paperops_chamfer_distance(p1, p2, batch_reduction=None, squared=squared)[0]
         return loss.to(p1.dtype)
-    if 0 in (p1.shape[1], p2.shape[1]):
-        return p1.new_zeros(p1.shape[0])
-    to_p2, _, to_p1, _ = nearest(p1, p2, None, None, 2)  # [B, N], [B, M]
-    if not squared:
-        to_p2, to_p1 = root(to_p2), root(to_p1)
-    return (w1 * to_p2.mean(1) + w2 * to_p1.mean(1)).to(p1.dtype)
+    to_p2, p2_indices, to_p1, p1_indices = nearest(p1, p2, None, None, 2)  # [B, N], [B, M]
+    forth, back = counted_distances(to_p2, p2_indices, squared), counted_distances(to_p1, p1_indices, squared)
+    loss = w1 * (forth.sum(1) / max(p1.shape[1], 1)) + w2 * (back.sum(1) / max(p2.shape[1], 1))
+    return loss.to(p1.dtype)
 
 
 def f_score(gt_points: Tensor, pred_points: Tensor, radius: float = 0.01, eps: float = 1e-8) -> Tensor:

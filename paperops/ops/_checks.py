@@ -6,23 +6,28 @@ kernels clamp lengths to the clouds they belong to, and NaN weights give NaN.
 
 from __future__ import annotations
 
+import numbers
+import operator
+
 import torch
 from torch import Tensor
 
 from paperops.reference.nearest import result_dtype
 
 _POINT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
+_INTEGER_DTYPES = (*_SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
-def values_are_free(tensor: Tensor) -> bool:
+def values_are_free(value: Tensor) -> bool:
     """Whether the values may be read without a synchronisation, a graph break or a functorch error."""
-    return (
-        tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_batchedtensor(tensor)
-        and not isinstance(tensor, torch._subclasses.FakeTensor)
-    )
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(value, torch._subclasses.FakeTensor):
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if torch._C._functorch.is_batchedtensor(value):
+            return False
+        value = torch._C._functorch.get_unwrapped(value)
+    return True
 
 
 def _autocast_unites(a: Tensor, b: Tensor) -> bool:
@@ -31,17 +36,18 @@ def _autocast_unites(a: Tensor, b: Tensor) -> bool:
 
 
 def tensor(name: str, value: object) -> Tensor:
-    """``value`` if it is a tensor."""
+    """``value`` if it is a dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor; got {'a nested one' if value.is_nested else value.layout}")
     return value
 
 
 def clouds(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
     """x [B, N, D] and y [B, M, D]: of one floating dtype, on one device, D >= 1. ``names`` are the caller's."""
     for name, points in zip(names, (x, y), strict=True):
-        if not isinstance(points, Tensor):
-            tensor(name, points)
+        tensor(name, points)
         if points.dim() != 3:
             raise ValueError(f"{name} must have shape [batch, points, dimensions]; got {list(points.shape)}")
         if points.dtype not in _POINT_DTYPES:
@@ -72,13 +78,14 @@ def lengths(name: str, value: Tensor | None, points: Tensor) -> Tensor | None:
         raise ValueError(f"{name} must have shape [{batch}], one length a cloud; got {list(value.shape)}")
     if value.device != points.device:
         raise ValueError(f"{name} must be on the device of the points, {points.device}; got {value.device}")
+    value = value.to(torch.int64)
     if batch and values_are_free(value):
         low, high = (int(bound) for bound in value.aminmax())
         if low < 0:
             raise ValueError(f"{name} must not be negative; got {low}")
         if high > limit:
             raise ValueError(f"{name} must be at most the number of points, {limit}; got {high}")
-    return value.to(torch.int64)
+    return value
 
 
 def weights(name: str, value: Tensor | None, shape: torch.Size, points: Tensor) -> Tensor | None:
@@ -92,12 +99,13 @@ def weights(name: str, value: Tensor | None, shape: torch.Size, points: Tensor) 
         raise ValueError(f"{name} must have shape {list(shape)}; got {list(value.shape)}")
     if value.device != points.device:
         raise ValueError(f"{name} must be on the device of the points, {points.device}; got {value.device}")
+    value = value.to(result_dtype(points.dtype))
     if value.numel() and values_are_free(value):
         low, high = (float(bound) for bound in value.detach().aminmax())
         if not (low >= 0 and high < float("inf")):  # a NaN makes both NaN
             found = "NaN" if low != low else low if low < 0 else high
             raise ValueError(f"{name} must be finite and not negative; got {found}")
-    return value.to(result_dtype(points.dtype))
+    return value
 
 
 def normals(name: str, value: Tensor | None, points: Tensor) -> Tensor | None:
@@ -114,21 +122,46 @@ def normals(name: str, value: Tensor | None, points: Tensor) -> Tensor | None:
     return value
 
 
-def norm(value: int) -> None:
-    """1 or 2."""
-    if value != 1 and value != 2 or isinstance(value, bool):
+def norm(value: object) -> None:
+    """The int 1 or 2."""
+    if not isinstance(value, int) or isinstance(value, bool) or value not in (1, 2):
         raise ValueError(f"norm must be 1 or 2; got {value!r}")
 
 
-def choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """One of the allowed values."""
-    if value not in allowed:
+def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
+    """One of the allowed words, or None where it is allowed."""
+    if not (value is None or isinstance(value, str)) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
 
-def positive_int(name: str, value: object) -> None:
-    """An integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+def flag(name: str, value: object) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+
+
+def positive_int(name: str, value: object) -> int:
+    """An integer of at least 1 and less than 2**31, numpy's among them."""
+    if isinstance(value, bool) or not (isinstance(value, (int, torch.SymInt)) or hasattr(value, "__index__")):
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} must be an int; got a tensor")
+    number: int = value if isinstance(value, (int, torch.SymInt)) else operator.index(value)  # type: ignore[assignment]
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1; got {number}")
+    if number >= 2**31:
+        raise ValueError(f"{name} must be less than 2**31; got {number}")
+    return number
+
+
+def radius(value: object) -> float:
+    """A finite number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"radius must be a number; got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = float("inf")
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"radius must be finite and not negative; got {number}")
+    return number

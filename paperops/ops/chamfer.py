@@ -219,6 +219,8 @@ def chamfer_distance(
     _checks.choice("point_reduction", point_reduction, ("mean", "sum", "max", None))
     if point_reduction is None and batch_reduction is not None:
         raise ValueError(f"batch_reduction must be None if point_reduction is None; got {batch_reduction!r}")
+    for name, value in (("single_directional", single_directional), ("abs_cosine", abs_cosine), ("squared", squared)):
+        _checks.flag(name, value)
     if not squared and norm != 2:
         raise ValueError(f"squared=False takes the root of squared distances and needs norm=2; got norm={norm}")
     if (x_normals is None) != (y_normals is None):
@@ -232,8 +234,11 @@ def chamfer_distance(
     y_weights = _checks.weights("y_weights", y_weights, y.shape[:2], y)
 
     sides = [_Side(x, x_lengths, x_weights), _Side(y, y_lengths, y_weights)][: 1 if single_directional else 2]
+    batch_factor, batch_divisor = _batch_factor(x, weights, batch_reduction)
     for side in sides:
-        side.weigh(weights, batch_reduction, point_reduction)
+        side.weigh(point_reduction)
+        if point_reduction != "max":  # a factor of the batch must not decide which distance is the largest
+            side.weigh_batch(batch_factor, batch_divisor)
 
     if point_reduction in ("mean", "sum") and not single_directional:
         coefficients = (side.coefficients for side in sides)
@@ -246,7 +251,7 @@ def chamfer_distance(
     else:
         found = one_or_both(x, y, x_lengths, y_lengths, norm, single_directional)
         values = [counted_distances(distances, index, squared) for distances, index in found]
-        loss = _reduce(values, sides, batch_reduction, point_reduction)
+        loss = _reduce(values, sides, batch_factor, batch_divisor, batch_reduction, point_reduction)
         indices = [index for _, index in found]
 
     if x_normals is None or y_normals is None:
@@ -256,7 +261,7 @@ def chamfer_distance(
         _angle(own, other, index[..., None], abs_cosine)
         for own, other, index in zip(normals, normals[::-1], indices, strict=False)
     ]
-    return loss, _reduce(values, sides, batch_reduction, point_reduction)
+    return loss, _reduce(values, sides, batch_factor, batch_divisor, batch_reduction, point_reduction)
 
 
 class _Side:
@@ -267,8 +272,8 @@ class _Side:
         self.coefficients: Tensor | None = None  # [B, N]; None where every point counts the same
         self.divisor = 1  # an integer: torch.compile keeps those symbolic but specialises floats
 
-    def weigh(self, weights: Tensor | None, batch_reduction: str | None, point_reduction: str | None) -> None:
-        """Fold weights and means into one factor a point, ``coefficients / divisor``."""
+    def weigh(self, point_reduction: str | None) -> None:
+        """Fold point weights and the mean over points into one factor a point, ``coefficients / divisor``."""
         batch, count = self.points.shape[:2]
         factor = self.point_weights  # [B, N], [B, 1] or None
         if factor is not None and self.lengths is not None:
@@ -282,12 +287,23 @@ class _Side:
                 factor = self.lengths.clamp(1, max(count, 1)).to(dtype).reciprocal()[:, None]
             else:
                 self.divisor *= max(count, 1)
-        if weights is not None:
-            part = weights if batch_reduction != "mean" else share(weights, weights.sum())
-            factor = part[:, None] if factor is None else part[:, None] * factor
-        elif batch_reduction == "mean":
-            self.divisor *= max(batch, 1)
         self.coefficients = None if factor is None else factor.expand(batch, count)
+
+    def weigh_batch(self, factor: Tensor | None, divisor: int) -> None:
+        """The same for the weights [B] and the mean over the batch."""
+        self.divisor *= divisor
+        if factor is not None:
+            points = self.points.shape[:2]
+            self.coefficients = factor[:, None].expand(points) * (1 if self.coefficients is None else self.coefficients)
+
+
+def _batch_factor(points: Tensor, weights: Tensor | None, batch_reduction: str | None) -> tuple[Tensor | None, int]:
+    """How much each pair of clouds counts: ``factor / divisor``, the factor [B] or None for 1."""
+    if weights is None:
+        return None, max(points.shape[0], 1) if batch_reduction == "mean" else 1
+    if batch_reduction == "mean":
+        weights = share(weights.double(), weights.double().sum()).to(weights.dtype)
+    return weights, 1
 
 
 def share(part: Tensor, total: Tensor) -> Tensor:
@@ -316,7 +332,12 @@ def _angle(normals: Tensor, others: Tensor, indices: Tensor, abs_cosine: bool) -
 
 
 def _reduce(
-    values: list[Tensor], sides: list[_Side], batch_reduction: str | None, point_reduction: str | None
+    values: list[Tensor],
+    sides: list[_Side],
+    batch_factor: Tensor | None,
+    batch_divisor: int,
+    batch_reduction: str | None,
+    point_reduction: str | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The values [B, N] and [B, M] of one or two sides, weighed and reduced as the arguments say."""
     if point_reduction in ("mean", "sum"):
@@ -328,6 +349,7 @@ def _reduce(
         return weighed[0] if len(weighed) == 1 else (weighed[0], weighed[1])
     largest = [torch.nn.functional.pad(value, (0, 1)).max(dim=1).values for value in weighed]  # [B]; 0 if empty
     total = largest[0] if len(largest) == 1 else torch.maximum(largest[0], largest[1])
+    total = (total if batch_factor is None else total * batch_factor) / batch_divisor
     return total if batch_reduction is None else total.sum()
 
 

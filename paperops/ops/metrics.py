@@ -22,7 +22,8 @@ def f_score(
     Args:
         x: predicted points ``[B, N, D]``.
         y: true points ``[B, M, D]`` of the same dtype and device.
-        radius: distance, not squared, in the points' unit; within means at most. Finite, at least 0.
+        radius: distance, not squared, in the points' unit; within means at most. Finite, at least 0. (Kaolin's function
+            of this name takes the true points first; :mod:`paperops.compat.kaolin` has it.)
         x_lengths, y_lengths: integers ``[B]``, how many points of each cloud count; None means all.
 
     Returns:
@@ -43,10 +44,7 @@ def f_score(
         [0.6667, 0.5, 1.0]
     """
     _checks.clouds(x, y)
-    if isinstance(radius, bool) or not isinstance(radius, (int, float)):
-        raise TypeError(f"radius must be a number; got {type(radius).__name__}")
-    if not 0 <= radius < float("inf"):
-        raise ValueError(f"radius must be finite and not negative; got {radius}")
+    radius = _checks.radius(radius)
     x_lengths, y_lengths = _checks.lengths("x_lengths", x_lengths, x), _checks.lengths("y_lengths", y_lengths, y)
     with torch.no_grad():
         found = nearest(x, y, x_lengths, y_lengths, 2)
@@ -92,6 +90,7 @@ def hausdorff_distance(
         tensor([5.])
     """
     _checks.clouds(x, y)
+    _checks.flag("single_directional", single_directional)
     x_lengths, y_lengths = _checks.lengths("x_lengths", x_lengths, x), _checks.lengths("y_lengths", y_lengths, y)
     found = one_or_both(x, y, x_lengths, y_lengths, 2, single_directional)
     values = [counted_distances(distances, indices, squared=True) for distances, indices in found]

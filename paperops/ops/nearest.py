@@ -306,8 +306,9 @@ def knn(
         ([[[0, 2], [2, 0]]], [[[1.0, 2.0], [0.0, 1.0]]])
     """
     _checks.clouds(x, y)
-    _checks.positive_int("k", k)
+    k = _checks.positive_int("k", k)
     _checks.norm(norm)
+    _checks.flag("return_neighbors", return_neighbors)
     if y.shape[1] == 0:
         raise ValueError(
             f"y must have at least one point for k={k} neighbours to be found in; got an empty cloud (M = 0)"

@@ -39,8 +39,12 @@ def gather_points(points: Tensor, indices: Tensor) -> Tensor:
 
 
 def length(difference: Tensor, norm: int) -> Tensor:
-    """sum_d difference_d^2 for norm 2, sum_d |difference_d| for norm 1, over the last dimension."""
-    return (difference * difference if norm == 2 else difference.abs()).sum(-1)
+    """sum_d difference_d^2 for norm 2, sum_d |difference_d| for norm 1, added in the order of the dimensions."""
+    terms = difference * difference if norm == 2 else difference.abs()
+    total = terms[..., 0]
+    for dimension in range(1, terms.shape[-1]):
+        total = total + terms[..., dimension]
+    return total
 
 
 def matched_distances(x: Tensor, y: Tensor, indices: Tensor, norm: int) -> Tensor:

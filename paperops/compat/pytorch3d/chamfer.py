@@ -121,6 +121,8 @@ def _unpack(
 def _weights(weights: Tensor, x: Tensor) -> Tensor:
     """Weights of any dtype, [N] or [N, 1], as floating [N]."""
     _checks.tensor("weights", weights)
+    if weights.is_complex():
+        raise TypeError(f"weights must be real; got {weights.dtype}")
     if not weights.is_floating_point():
         weights = weights.to(result_dtype(x.dtype))
     return weights.squeeze(1) if weights.dim() == 2 and weights.shape[1] == 1 else weights

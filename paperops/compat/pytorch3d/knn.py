@@ -75,7 +75,7 @@ def knn_points(
     """
     _checks.clouds(p1, p2, ("p1", "p2"))
     _checks.norm(norm)
-    _checks.positive_int("K", K)
+    K = _checks.positive_int("K", K)
     if isinstance(version, bool) or not isinstance(version, int):
         raise TypeError(f"version must be an int (it has no effect); got {type(version).__name__}")
     lengths1, lengths2 = _checks.lengths("lengths1", lengths1, p1), _checks.lengths("lengths2", lengths2, p2)

@@ -75,11 +75,13 @@ def ball_query(
         ([[[1, 2, -1]]], [[[1.0, 0.25, 0.0]]])
     """
     _checks.clouds(p1, p2, ("p1", "p2"))
-    _checks.positive_int("K", K)
+    K = _checks.positive_int("K", K)
     if isinstance(radius, bool) or not isinstance(radius, numbers.Real):
         raise TypeError(f"radius must be a number; got {type(radius).__name__}")
     if not radius >= 0:
         raise ValueError(f"radius must not be negative or NaN; got {radius}")
+    if p1.dtype != p2.dtype:  # under autocast: the ops take both as float32
+        p1, p2 = p1.float(), p2.float()
     lengths1, lengths2 = _checks.lengths("lengths1", lengths1, p1), _checks.lengths("lengths2", lengths2, p2)
     dists, idx = _BallQuery.apply(p1, p2, lengths1, lengths2, K, float(radius))
     return KNN(dists, idx, gather_rows(p2, idx) if return_nn else None)
