@@ -104,13 +104,14 @@ def check(console: Console, arguments: argparse.Namespace) -> int:
     if not there:
         return 2
     wanted = {name: DTYPES[name] for name in ([arguments.dtype] if arguments.dtype else DTYPES)}
-    work = [
-        (entry, backend, name, dtype)
-        for entry in registry.select(arguments.ops)
-        for backend in there
-        for name, dtype in wanted.items()
-        if dtype in entry.dtypes
-    ]
+    work = []
+    for entry in registry.select(arguments.ops):
+        for backend in there:
+            reason = checks.lacks(entry, device, backend)
+            if reason is not None:
+                console.print(f"{entry.name} is not checked on {backend}: {reason}", markup=False, highlight=False)
+                continue
+            work += [(entry, backend, name, dtype) for name, dtype in wanted.items() if dtype in entry.dtypes]
     table = Table(title=f"checks on {_device_name(device)}")
     for column in ("op", "backend", "dtype"):
         table.add_column(column, no_wrap=True)

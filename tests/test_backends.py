@@ -127,3 +127,26 @@ def test_demo_lists_and_refuses(capsys):
     assert "lmnet3d" in capsys.readouterr().out
     assert __main__.main(["demo", "nothing"]) == 2
     assert "no demo is called 'nothing'" in capsys.readouterr().out
+
+
+def test_the_nearest_family_has_every_implementation():
+    for op in ("knn", "knn_backward", "nearest", "nearest_backward", "chamfer"):
+        assert set(backends._implementations[op]) == set(backends.BACKENDS)
+
+
+def test_blocks_of_two_threads_that_overlap_leave_nothing_forced():
+    before = backends.forced()
+    first, second = paperops.use_backend("reference"), paperops.use_backend("native")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert backends.forced() == "native"
+    second.__exit__(None, None, None)
+    assert backends.forced() == before
+
+
+def test_a_folder_that_cannot_be_made_is_said_at_once(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert __main__.main(["bench", "knn", "--out", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().out
+    assert __main__.main(["check", "knn", "--device", "nonsense"]) == 2

@@ -1,5 +1,6 @@
 """Every generic check, over every registered op, on every backend and device that can run here."""
 
+import functools
 import os
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import paperops
 from paperops import backends
 from paperops.testing import checks
-from paperops.testing.registry import entries
+from paperops.testing.registry import entries, select
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and not INTERPRETED else [])
@@ -20,6 +21,12 @@ TARGETS = [
 ]
 
 
+@functools.cache
+def lacks(name, device, backend):
+    (entry,) = select([name])
+    return checks.lacks(entry, torch.device(device), backend)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("check", list(checks.CHECKS))
 @pytest.mark.parametrize("entry", entries(), ids=str)
@@ -29,5 +36,7 @@ def test_check(device, backend, entry, check, dtype):
         pytest.skip("does not apply")
     if INTERPRETED and dtype != torch.float32 and check not in ("values", "gradients"):
         pytest.skip("what remains is the same for every dtype, and the interpreter is slow")
+    if (reason := lacks(entry.name, device, backend)) is not None:
+        pytest.skip(reason)
     with paperops.use_backend(backend):
         checks.run(check, entry, torch.device(device), dtype)

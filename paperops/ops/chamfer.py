@@ -86,27 +86,29 @@ def _chamfer_derivative(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[An
         x_distances = matched_distances(x, y, x_indices[..., None], norm).squeeze(2)
         y_distances = matched_distances(y, x, y_indices[..., None], norm).squeeze(2)
 
-    def one_direction(
-        coefficients: Tensor | None, distances: Tensor | None, indices: Tensor, divisor: int, wanted: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        grad = grad_loss if divisor == 1 else grad_loss / divisor
-        grad_distances = grad.expand(indices.shape) if coefficients is None else grad * coefficients
-        if distances is None:
-            return grad_distances, None
-        counted = counted_distances(distances, indices, squared)
-        if not squared:  # d sqrt(d) = 1 / (2 sqrt(d)), and 0 at d = 0
-            zero = counted == 0
-            grad_distances = torch.where(zero, 0, grad_distances / (2 * torch.where(zero, 1, counted)))
-        return grad_distances, grad * counted if wanted else None
+    grad_x = grad_loss if x_divisor == 1 else grad_loss / x_divisor
+    grad_y = grad_x if y_divisor == x_divisor else grad_loss / y_divisor
+    grad_x_distances = grad_x.expand(x_indices.shape) if x_coefficients is None else grad_x * x_coefficients
+    grad_y_distances = grad_y.expand(y_indices.shape) if y_coefficients is None else grad_y * y_coefficients
+    grad_x_coefficients = grad_y_coefficients = None
+    if x_distances is not None:
+        x_counted = counted_distances(x_distances, x_indices, squared)
+        y_counted = counted_distances(y_distances, y_indices, squared)
+        if ctx.needs_input_grad[4]:
+            grad_x_coefficients = grad_x * x_counted
+        if ctx.needs_input_grad[5]:
+            grad_y_coefficients = grad_y * y_counted
+        if not squared:
+            grad_x_distances = _through_root(grad_x_distances, x_counted)
+            grad_y_distances = _through_root(grad_y_distances, y_counted)
+    grads = nearest_backward(grad_x_distances, grad_y_distances, x, y, x_indices, y_indices, norm)
+    return *grads, None, None, grad_x_coefficients, grad_y_coefficients, *[None] * 5
 
-    grad_x_distances, grad_x_coefficients = one_direction(
-        x_coefficients, x_distances, x_indices, x_divisor, ctx.needs_input_grad[4]
-    )
-    grad_y_distances, grad_y_coefficients = one_direction(
-        y_coefficients, y_distances, y_indices, y_divisor, ctx.needs_input_grad[5]
-    )
-    grad_x, grad_y = nearest_backward(grad_x_distances, grad_y_distances, x, y, x_indices, y_indices, norm)
-    return grad_x, grad_y, None, None, grad_x_coefficients, grad_y_coefficients, *[None] * 5
+
+def _through_root(grad: Tensor, rooted: Tensor) -> Tensor:
+    """grad / (2 rooted), the derivative of the root, and 0 at 0."""
+    zero = rooted == 0
+    return torch.where(zero, 0, grad / (2 * torch.where(zero, 1, rooted)))
 
 
 def _chamfer_batched(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:

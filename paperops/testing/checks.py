@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from paperops.backends import MissingImplementation, use_backend
 from paperops.testing.compare import CheckFailure, Error, compare, same_bits
 from paperops.testing.registry import (
     Entry,
@@ -439,6 +440,17 @@ def applies(check: str, entry: Entry, device: torch.device | str, dtype: torch.d
     if check == "autocast" and dtype not in (torch.float16, torch.bfloat16):
         return False
     return check not in DTYPE_FREE or dtype == torch.float32
+
+
+def lacks(entry: Entry, device: torch.device, backend: str) -> str | None:
+    """Which of the op's parts this backend does not implement, or None: such a backend is not held to the checks."""
+    sample = next(entry.samples(device, entry.dtypes[0]))
+    try:
+        with use_backend(backend):
+            call(entry.function, entry, sample.arguments)
+    except MissingImplementation as missing:
+        return str(missing)
+    return None
 
 
 def run(check: str, entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:

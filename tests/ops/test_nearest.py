@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from scipy.spatial import cKDTree
@@ -276,3 +277,63 @@ def test_large_clouds_where_pairs_are_pruned(target, kind, dimensions):
     loss = run(target, paperops.chamfer_distance, x, y)[0]
     singles = run(target, paperops.knn, x, y).distances, run(target, paperops.knn, y, x).distances
     torch.testing.assert_close(loss.double(), sum(single.double().mean() for single in singles), rtol=1e-6, atol=0)
+
+
+def test_gradient_of_batch_weights_under_max():
+    x, y = torch.rand(2, 5, 3, dtype=torch.float64), torch.rand(2, 6, 3, dtype=torch.float64)
+    weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    options = {"point_reduction": "max", "batch_reduction": "sum", "weights": weights}
+    (gradient,) = torch.autograd.grad(paperops.chamfer_distance(x, y, **options)[0], weights)
+    largest = paperops.chamfer_distance(x, y, point_reduction="max", batch_reduction=None)[0]
+    torch.testing.assert_close(gradient, largest)
+
+
+def test_weights_whose_sum_overflows_float32():
+    x, y = torch.rand(2, 5, 3), torch.rand(2, 6, 3)
+    heavy = paperops.chamfer_distance(x, y, weights=torch.full((2,), 2.5e38))[0]
+    torch.testing.assert_close(heavy, paperops.chamfer_distance(x, y)[0])
+    with pytest.raises(ValueError, match="weights must be finite"):
+        paperops.chamfer_distance(x, y, weights=torch.full((2,), 1e300, dtype=torch.float64))
+
+
+def test_gradients_of_samples_with_lengths_of_their_own():
+    x, y, lengths = torch.rand(4, 2, 5, 3), torch.rand(4, 2, 6, 3), torch.tensor([[5, 1], [2, 2], [0, 3], [4, 5]])
+
+    def loss(x, y, lengths):
+        return paperops.chamfer_distance(x, y, lengths)[0]
+
+    together = torch.vmap(torch.func.grad(loss))(x, y, lengths)
+    apart = [torch.func.grad(loss)(*each) for each in zip(x, y, lengths, strict=True)]
+    torch.testing.assert_close(together, torch.stack(apart))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"norm": 2.0}, ValueError, "norm must be 1 or 2; got 2.0"),
+        ({"k": 2**40}, ValueError, r"k must be less than 2\*\*31"),
+        ({"return_neighbors": "yes"}, TypeError, "return_neighbors must be True or False; got 'yes'"),
+        ({"x": torch.rand(2, 5, 3).to_sparse()}, TypeError, "x must be a dense tensor; got torch.sparse_coo"),
+        (
+            {"y": torch.nested.nested_tensor([torch.rand(2, 3)] * 2)},
+            TypeError,
+            "y must be a dense tensor; got a nested",
+        ),
+    ],
+)
+def test_refused(change, error, message):
+    with pytest.raises(error, match=message):
+        paperops.knn(**({"x": torch.rand(2, 5, 3), "y": torch.rand(2, 6, 3)} | change))
+
+
+def test_numpy_integers_and_unsigned_lengths_are_taken():
+    x, y = torch.rand(2, 5, 3), torch.rand(2, 6, 3)
+    lengths = torch.tensor([6, 2], dtype=torch.uint16)
+    found = paperops.knn(x, y, np.int64(2), y_lengths=lengths)
+    assert torch.equal(found.indices, paperops.knn(x, y, 2, y_lengths=lengths.long()).indices)
+
+
+def test_forward_mode_raises():
+    x, y = torch.rand(2, 5, 3), torch.rand(2, 6, 3)
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda x: paperops.chamfer_distance(x, y)[0], (x,), (x,))
