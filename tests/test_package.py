@@ -172,3 +172,21 @@ def test_dependencies_point_down(folder: str) -> None:
             if any(name == module or name.startswith(f"{module}.") for module in above):
                 offending.append(f"{file.relative_to(ROOT)} imports {name}")
     assert not offending, "\n".join(offending)
+
+
+def test_every_public_op_is_registered() -> None:
+    """What is public and has a definition has an entry too: see FAMILIES in paperops/testing/registry.py."""
+    from paperops.testing.registry import entries
+
+    functions = {name for name in paperops.__all__ if name in paperops.reference.__all__ and name.islower()}
+    assert functions == {entry.name for entry in entries()}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda path: path.name)
+def test_kernels_have_no_atomics_and_state_the_precision_of_products(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert not node.func.attr.startswith("atomic_"), f"{path.name}:{node.lineno}: the order of atomics varies"
+            if node.func.attr == "dot":
+                given = {keyword.arg for keyword in node.keywords}
+                assert "input_precision" in given, f"{path.name}:{node.lineno}: tl.dot defaults to tf32"
