@@ -102,7 +102,12 @@ def _autograd(op: Callable[..., Any], save: Callable[..., None], backward: Calla
             save(ctx, arguments, output)
             return output
 
-    Function.backward = staticmethod(backward)  # type: ignore[method-assign]
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            if torch.is_grad_enabled():  # a second derivative may follow
+                return backward(ctx, *gradients)
+            with torch._C._AutoDispatchBelowAutograd():  # nothing is recorded: spare each op the way through autograd
+                return backward(ctx, *gradients)
 
     def kernel(*arguments: Any) -> Any:
         for argument in arguments:
