@@ -199,7 +199,13 @@ def _examples(digits: Any, predictions: Tensor, model: Any, plan: Any, generator
 
 
 def _report(console: Console, metrics: dict[str, Any]) -> None:
-    table = Table(title=f"Held-out digits, all views (F-score at radius {metrics['f_score_radius']}; sheet = 1)")
+    table = Table(
+        title="Held-out digits",
+        caption="Chamfer: mean distance to the nearest point, both ways, in hundredths of the sheet's side: over all "
+        "views, and over those nearly from the front and nearly along the edge, where a picture tells least. F-score: "
+        f"at radius {metrics['f_score_radius']}. Mean shape: what one answers without looking at the picture.",
+        caption_justify="left",
+    )
     table.add_column("prediction")
     for name in ("Chamfer x 100", "front", "edge", "F-score"):
         table.add_column(name, justify="right")
@@ -227,8 +233,8 @@ def _report(console: Console, metrics: dict[str, Any]) -> None:
     console.print(table)
     calls, cost = metrics["chamfer_calls_in_training"], metrics["cost"][0]
     console.print(
-        f"In this training's {calls} calls: {calls * cost['ours'] / 1e3:.1f} s; with torch.cdist"
-        f" {calls * cost['eager'] / 1e3:.0f} s.",
+        f"At these times, which other work on the machine prolongs, the training's {calls} calls take"
+        f" {calls * cost['ours'] / 1e3:.1f} s, and would take {calls * cost['eager'] / 1e3:.0f} s with torch.cdist.",
         highlight=False,
     )
 
