@@ -6,9 +6,8 @@ them all; :func:`applies` tells which say something for an op, and :func:`run` r
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paperops.backends import MissingImplementation, use_backend
+from paperops.testing.calls import ONLY_SMALL, all_close, call, call_apart, failure, samples_due
 from paperops.testing.compare import CheckFailure, Error, compare, same_bits
 from paperops.testing.registry import (
     Entry,
@@ -31,56 +31,13 @@ from paperops.testing.registry import (
 
 Check = Callable[[Entry, torch.device, torch.dtype], list[Error]]
 
-ONLY_SMALL = os.environ.get("TRITON_INTERPRET") == "1"
-"""Leave out the samples marked large, and the checks that say nothing of kernels: for Triton's interpreter."""
-
-
-def _samples(entry: Entry, device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    for sample in entry.samples(device, dtype):
-        if not (ONLY_SMALL and sample.large):
-            yield sample
-
-
-def _cotangents(results: list[Tensor]) -> list[Tensor]:
-    """Random cotangents of order one for the differentiable results."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result)
-        for result in results
-        if result.requires_grad
-    ]
-
-
-def call(function: Callable[..., Any], entry: Entry, arguments: dict[str, Any]) -> list[Tensor]:
-    """One call: every tensor of the result, then the gradient of every differentiable argument."""
-    results, gradients = call_apart(function, entry, arguments)
-    return results + gradients
-
-
-def call_apart(
-    function: Callable[..., Any], entry: Entry, arguments: dict[str, Any]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """One call: the tensors of the result, and the gradients of random cotangents to the differentiable arguments."""
-    fresh, leaves = with_gradients(entry, arguments)
-    results = flatten(function(**fresh))
-    tracked = [result for result in results if result.requires_grad]
-    gradients: tuple[Tensor | None, ...] = ()
-    if tracked and leaves:
-        gradients = torch.autograd.grad(tracked, leaves, _cotangents(results), allow_unused=True)
-    return [result.detach() for result in results], [gradient for gradient in gradients if gradient is not None]
-
-
-def _fail(sample: Sample | str, message: object) -> CheckFailure:
-    return CheckFailure(f"sample {sample}: {message}")
-
-
 # --- values and gradients ------------------------------------------------------------------------------------------
 
 
 def values(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     """Results against the float64 definition, on every sample."""
     errors = []
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         with torch.no_grad():
             ours = flatten(entry.function(**sample.arguments))
             plain = flatten(entry.reference(**sample.arguments))
@@ -92,13 +49,13 @@ def values(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error
 def gradients(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     """Gradients of every differentiable argument against torch's derivative of the float64 definition."""
     errors = []
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         ours = call_apart(entry.function, entry, sample.arguments)[1]
         plain = call_apart(entry.reference, entry, sample.arguments)[1]
         exact = call_apart(entry.reference, entry, as_double(sample.arguments))[1]
         errors += _compare_all(entry, f"sample {sample}, gradient", ours, plain, exact, dtype)
         if not all(gradient.isfinite().all() for gradient in ours) and all(g.isfinite().all() for g in exact):
-            raise _fail(sample, "a gradient is not finite")
+            raise failure(sample, "a gradient is not finite")
     return errors
 
 
@@ -115,7 +72,7 @@ def _compare_all(
 
 def gradcheck(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     """Numerical derivatives in float64, first and, where promised, second."""
-    for sample in _samples(entry, device, torch.float64):
+    for sample in samples_due(entry, device, torch.float64):
         if not sample.gradcheck:
             continue
         arguments, leaves = with_gradients(entry, sample.arguments)
@@ -130,7 +87,7 @@ def gradcheck(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Er
             if entry.twice:
                 torch.autograd.gradgradcheck(function, leaves, fast_mode=ONLY_SMALL)
         except GradcheckError as error:
-            raise _fail(sample, error) from error
+            raise failure(sample, error) from error
     return []
 
 
@@ -153,7 +110,7 @@ class _Recorder(TorchDispatchMode):
 def opcheck(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     """``torch.library.opcheck`` of every dispatcher op that the samples reach, forward and backward."""
     recorder = _Recorder()
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         with recorder:
             call(entry.function, entry, sample.arguments)
     if not recorder.calls:
@@ -174,7 +131,7 @@ def compiles(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Err
     """``torch.compile(fullgraph=True)`` gives the eager result, with no recompilation for a new batch size."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         if not sample.gradcheck:
             continue
         torch._dynamo.reset()
@@ -192,22 +149,12 @@ def compiles(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Err
             try:
                 got = call(function, entry, arguments)
             except Exception as error:  # dynamo raises many kinds
-                raise _fail(sample, f"torch.compile: {error}") from error
+                raise failure(sample, f"torch.compile: {error}") from error
             exact = call(entry.function, entry, arguments)
-            _close(f"sample {sample}, batch times {times}, compiled against eager", got, exact)
+            all_close(f"sample {sample}, batch times {times}, compiled against eager", got, exact)
             if counter.frame_count != 1:
-                raise _fail(sample, f"compiled {counter.frame_count} times for batch sizes that differ only")
+                raise failure(sample, f"compiled {counter.frame_count} times for batch sizes that differ only")
     return []
-
-
-def _close(what: str, got: list[Tensor], expected: list[Tensor]) -> None:
-    if len(got) != len(expected):
-        raise CheckFailure(f"{what}: {len(got)} tensors instead of {len(expected)}")
-    for number, (a, b) in enumerate(zip(got, expected, strict=True)):
-        try:
-            torch.testing.assert_close(a, b, equal_nan=True)
-        except AssertionError as error:
-            raise CheckFailure(f"{what}: tensor {number}: {error}") from error
 
 
 # --- forms of input ------------------------------------------------------------------------------------------------
@@ -227,7 +174,7 @@ def layouts(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Erro
         view.copy_(value)
         return view
 
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         before = map_tensors(sample.arguments, lambda _, value: value.clone())
         expected = call(entry.function, entry, sample.arguments)
         for change in (transposed, strided):
@@ -241,7 +188,7 @@ def layouts(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Erro
 
 def expanded(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     """One batch item expanded (stride 0) to several gives each of them the item's result."""
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         if not sample.gradcheck:
             continue
         one = slice_batch(entry, sample.arguments, slice(0, 1))
@@ -257,16 +204,16 @@ def expanded(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Err
 
 def empty_batch(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     """A batch of zero gives the definition's shapes and zero gradients."""
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         none = slice_batch(entry, sample.arguments, slice(0, 0))
         ours, plain = call(entry.function, entry, none), call(entry.reference, entry, none)
-        _close(f"sample {sample}, empty batch", ours, plain)
+        all_close(f"sample {sample}, empty batch", ours, plain)
     return []
 
 
 def autocast(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     """Under autocast, half precision and float32 may be mixed, and both are taken as float32."""
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         single = map_tensors(sample.arguments, lambda _, value: value.float() if value.is_floating_point() else value)
         floating = [name for name, value in single.items() if torch.is_tensor(value) and value.is_floating_point()]
         mixed = {**sample.arguments, **{name: single[name] for name in floating[1::2]}}
@@ -278,7 +225,7 @@ def autocast(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Err
 
 def vmap(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     """``torch.vmap`` gives the results of a loop."""
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         if not sample.gradcheck:
             continue
         names = [name for name in entry.batched if isinstance(sample.arguments.get(name), Tensor)]
@@ -290,7 +237,7 @@ def vmap(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
         together = torch.vmap(function)(*stacked)
         apart = [function(*(value[index] for value in stacked)) for index in range(2)]
         loop = [torch.stack(parts) for parts in zip(*apart, strict=True)]
-        _close(f"sample {sample}, vmap", list(together), loop)
+        all_close(f"sample {sample}, vmap", list(together), loop)
     return []
 
 
@@ -298,7 +245,7 @@ def transforms(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[E
     """torch.func's gradients, nested ones too, are autograd's; forward mode is right or raises, never silently zero."""
     if not entry.differentiable:
         return []
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         if not sample.gradcheck:
             continue
         arguments, leaves = with_gradients(entry, sample.arguments)
@@ -316,18 +263,18 @@ def transforms(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[E
         positions = tuple(range(len(inputs)))
         once = torch.autograd.grad(scalar(*leaves), leaves, create_graph=entry.twice, materialize_grads=True)
         what = f"sample {sample}, torch.func.grad"
-        _close(what, list(torch.func.grad(scalar, argnums=positions)(*inputs)), [value.detach() for value in once])
+        all_close(what, list(torch.func.grad(scalar, argnums=positions)(*inputs)), [value.detach() for value in once])
         if entry.twice:
             twice = torch.autograd.grad(
                 torch.stack([(value * value).sum() for value in once]).sum(), leaves, materialize_grads=True
             )
-            _close(f"{what}, nested", list(torch.func.grad(length, argnums=positions)(*inputs)), list(twice))
+            all_close(f"{what}, nested", list(torch.func.grad(length, argnums=positions)(*inputs)), list(twice))
         try:
             tangent = torch.func.jvp(scalar, tuple(inputs), tuple(inputs))[1]
         except NotImplementedError:
             continue
         expected = torch.stack([(a.detach() * b).sum() for a, b in zip(once, inputs, strict=True)]).sum()
-        _close(f"sample {sample}, torch.func.jvp", [tangent], [expected])
+        all_close(f"sample {sample}, torch.func.jvp", [tangent], [expected])
     return []
 
 
@@ -341,11 +288,11 @@ def refused(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Erro
             entry.function(**case.arguments)
         except Exception as error:
             if type(error) is not case.error or not re.search(case.message, str(error)):
-                raise _fail(
+                raise failure(
                     case.name, f"raised {type(error).__name__}: {error}; expected {case.error.__name__}: {case.message}"
                 ) from error
         else:
-            raise _fail(case.name, f"bad input was accepted; expected {case.error.__name__}: {case.message}")
+            raise failure(case.name, f"bad input was accepted; expected {case.error.__name__}: {case.message}")
     return []
 
 
@@ -353,7 +300,7 @@ def overwritten(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[
     """Fresh memory full of NaN (integers: the largest) does not show in any result: every element is written."""
     settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         expected = call(entry.function, entry, sample.arguments)
         torch.use_deterministic_algorithms(True, warn_only=True)
         settings.fill_uninitialized_memory = True
@@ -369,7 +316,7 @@ def overwritten(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[
 def deterministic(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     """Runs agree bit for bit, gradients included, whatever the number of CPU threads."""
     threads = torch.get_num_threads()
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         expected = call(entry.function, entry, sample.arguments)
         try:
             for count in (threads, 1, threads + 1):
@@ -384,7 +331,7 @@ def deterministic(entry: Entry, device: torch.device, dtype: torch.dtype) -> lis
 
 def synchronises(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
     """On a GPU the host never waits for the device."""
-    for sample in _samples(entry, device, dtype):
+    for sample in samples_due(entry, device, dtype):
         call(entry.function, entry, sample.arguments)  # compiles and fills caches
         fresh, leaves = with_gradients(entry, sample.arguments)
         torch.cuda.set_sync_debug_mode("error")
@@ -393,7 +340,7 @@ def synchronises(entry: Entry, device: torch.device, dtype: torch.dtype) -> list
             if results and leaves:
                 torch.autograd.grad([result.sum() for result in results], leaves, allow_unused=True)
         except RuntimeError as error:
-            raise _fail(sample, error) from error
+            raise failure(sample, error) from error
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return []
