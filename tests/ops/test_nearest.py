@@ -78,6 +78,20 @@ def test_indices_survive_underflow_and_overflow_of_float32(target, scale, norm):
 
 
 @backend
+@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("dimensions", [2, 3, 5])
+def test_distances_that_differ_by_less_than_float32_resolves(target, dimensions, norm):
+    generator = torch.Generator().manual_seed(6)
+    y = torch.randn(1, 300, dimensions, generator=generator, dtype=torch.float64)
+    y = (y / y.norm(p=norm, dim=2, keepdim=True)).float()  # all at distance 1 from the origin, up to rounding
+    x = 1e-9 * torch.randn(1, 20, dimensions, generator=generator)
+    distances, indices = brute_force(x, y, norm)
+    assert torch.equal(run(target, paperops.knn, x, y, norm=norm).indices[..., 0], indices)
+    found = run(target, paperops.knn, x, y, k=7, norm=norm)
+    assert torch.equal(found.indices, distances.argsort(dim=2, stable=True)[..., :7])
+
+
+@backend
 def test_infinite_coordinates(target):
     x = torch.tensor([[[0.0, 0.0], [torch.inf, 0.0]]])
     y = torch.tensor([[[torch.inf, 1.0], [1.0, 0.0], [-torch.inf, 0.0]]])
