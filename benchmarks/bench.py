@@ -88,7 +88,7 @@ def measure(
     found = []
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for entry, one in itertools.product(entries, dtypes):
-            if one not in entry.dtypes or not any(device.type in case.devices for case in entry.bench):
+            if one not in entry.dtypes or not any(case.due(device, one) for case in entry.bench):
                 continue
             record = measure_entry(entry, peers, device, one, console=console, seconds=seconds)
             found.append(record)
@@ -126,7 +126,7 @@ def measure_entry(
     digest = records.digest(entry, root)  # now: sources that change while we measure make the record stale
     rows: list[Row] = []
     for case in entry.bench:
-        if device.type not in case.devices:
+        if not case.due(device, dtype):
             continue
         with console.status(f"{entry.name}, {case.name}") if console is not None else nullcontext():
             rows += measure_case(entry, case, [*own, *others], device, dtype, ceilings, seconds)
@@ -157,7 +157,7 @@ def measure_case(
 ) -> list[Row]:
     """One row a contestant: first each is tried and judged, then all that passed are timed together."""
     sample = case.make(device, dtype)
-    cost = entry.cost(sample)
+    cost = entry.floor(case, sample)
     exact = who.truth(entry, sample, case.backward, cost.operations, device)
     rows: dict[str, Row] = {}
     runners = {}

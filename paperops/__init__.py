@@ -7,7 +7,16 @@ tells which implementations are there and which would run.
 
 from paperops import reference
 from paperops.backends import BackendError, use_backend
-from paperops.ops import KNN, FScore, chamfer_distance, f_score, hausdorff_distance, knn
+from paperops.ops import (
+    KNN,
+    FScore,
+    chamfer_distance,
+    f_score,
+    hausdorff_distance,
+    knn,
+    triangle_contract,
+    triangle_multiplicative_update,
+)
 
 __version__ = "0.1.0"
 
@@ -20,5 +29,7 @@ __all__ = [
     "hausdorff_distance",
     "knn",
     "reference",
+    "triangle_contract",
+    "triangle_multiplicative_update",
     "use_backend",
 ]

@@ -3,6 +3,17 @@
 from paperops.ops.chamfer import chamfer_distance
 from paperops.ops.metrics import f_score, hausdorff_distance
 from paperops.ops.nearest import KNN, knn
+from paperops.ops.triangle_contract import triangle_contract
+from paperops.ops.triangle_multiplication import triangle_multiplicative_update
 from paperops.reference.chamfer import FScore
 
-__all__ = ["KNN", "FScore", "chamfer_distance", "f_score", "hausdorff_distance", "knn"]
+__all__ = [
+    "KNN",
+    "FScore",
+    "chamfer_distance",
+    "f_score",
+    "hausdorff_distance",
+    "knn",
+    "triangle_contract",
+    "triangle_multiplicative_update",
+]

@@ -6,6 +6,7 @@ kernels clamp lengths to the clouds they belong to, and NaN weights give NaN.
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 
@@ -165,3 +166,91 @@ def radius(value: object) -> float:
     if not 0 <= number < float("inf"):
         raise ValueError(f"radius must be finite and not negative; got {number}")
     return number
+
+
+# --- pair representations ------------------------------------------------------------------------------------------
+
+PRECISIONS = ("default", "tf32", "tf32x3", "ieee")
+"""How a GPU multiplies float32 matrices; ops are given the position in this list. The first is torch's own setting."""
+
+
+def pair(name: str, value: object) -> Tensor:
+    """A pair tensor [*, N, N, C] of a floating dtype."""
+    value = tensor(name, value)
+    if value.dim() < 3:
+        raise ValueError(f"{name} must have shape [*, N, N, channels]; got {list(value.shape)}")
+    if value.shape[-3] != value.shape[-2]:
+        raise ValueError(f"{name} must be square in its pair dimensions, [*, N, N, channels]; got {list(value.shape)}")
+    if value.dtype not in _POINT_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {value.dtype}")
+    return value
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which an op that follows autocast takes x."""
+    kind = x.device.type
+    if x.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def pair_mask(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
+    """A mask [*, N, N] of the pair tensor x [*, N, N, C], as [B, N, N] in the dtype of sums over x."""
+    if value is None:
+        return None
+    tensor(name, value)
+    if value.dtype != torch.bool and value.dtype not in _POINT_DTYPES:
+        raise TypeError(f"{name} must be bool or floating, 1 = keep; got {value.dtype}")
+    if value.shape != x.shape[:-1]:
+        raise ValueError(f"{name} must have shape {list(x.shape[:-1])}, one value a pair; got {list(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of the pair tensor, {x.device}; got {value.device}")
+    if value.requires_grad:
+        raise ValueError(f"{name} takes no gradient: pass {name}.detach()")
+    return value.to(result_dtype(x.dtype)).reshape(math.prod(x.shape[:-3]), *x.shape[-3:-1])
+
+
+def parameter(name: str, value: Tensor | None, shape: tuple[int, ...], what: str, x: Tensor) -> None:
+    """A parameter of this shape on the device of x, in the dtype that x is worked on in, or float32 beside halves."""
+    if value is None:
+        return
+    tensor(name, value)
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, {what}; got {list(value.shape)}")
+    working = working_dtype(x)
+    if value.dtype not in (working, result_dtype(working)):
+        wide = "" if working == result_dtype(working) else " or torch.float32"
+        raise TypeError(f"{name} must have dtype {working}{wide} for x of {x.dtype}; got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}; got {value.device}")
+
+
+def precision(value: object, x: Tensor) -> int:
+    """The position in PRECISIONS of what is asked for: ValueError where x cannot be multiplied so."""
+    if value is None:
+        return 0
+    allowed = PRECISIONS[1:]
+    if not isinstance(value, str) or value.lower() not in allowed:
+        raise ValueError(f"precision must be None or one of {', '.join(map(repr, allowed))}; got {value!r}")
+    number = PRECISIONS.index(value.lower())
+    working = working_dtype(x)
+    if working == torch.float32 and x.device.type == "cpu":
+        if value.lower() != "ieee":
+            raise ValueError(f"precision={value!r} is not there on a CPU: it multiplies in IEEE; pass None or 'ieee'")
+        if torch.get_float32_matmul_precision() != "highest":
+            raise ValueError(
+                "precision='ieee' on a CPU is torch's setting, which allows less at present: "
+                "torch.set_float32_matmul_precision('highest')"
+            )
+    if working == torch.float64 and value.lower() != "ieee":
+        raise ValueError(f"precision={value!r} is less than float64 has; pass None or 'ieee'")
+    return number
+
+
+def positive_number(name: str, value: object) -> float:
+    """A finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not 0 < float(value) < float("inf"):
+        raise ValueError(f"{name} must be positive and finite; got {value}")
+    return float(value)

@@ -34,13 +34,14 @@ def triton(module: str, function: str) -> Implementation:
     return Implementation(lambda: getattr(importlib.import_module(f"paperops.kernels.{module}"), function))
 
 
-def plain(function: Callable[..., Any]) -> Implementation:
-    """A function in plain torch. It is given contiguous tensors: torch's order of summation depends on strides."""
+def plain(function: Callable[..., Any], declines: Callable[..., str | None] | None = None) -> Implementation:
+    """A function in plain torch. It is given contiguous tensors that require no gradient: torch's order of summation
+    depends on strides, and on whether a gradient is recorded."""
 
     def contiguous(*arguments: Any) -> Any:
-        return function(*(value.contiguous() if isinstance(value, Tensor) else value for value in arguments))
+        return function(*(value.detach().contiguous() if isinstance(value, Tensor) else value for value in arguments))
 
-    return Implementation(lambda: contiguous)
+    return Implementation(lambda: contiguous, declines)
 
 
 def define(
@@ -52,6 +53,7 @@ def define(
     save: Callable[..., None] = lambda ctx, inputs, output: None,
     backward: Callable[..., Any] | None = None,
     batched: Callable[..., Any] | None = None,
+    autocast: Sequence[int] | None = None,
 ) -> Any:
     """Define ``paperops::<name>`` and return it.
 
@@ -63,8 +65,9 @@ def define(
         fake: gives the results' shapes and dtypes without data, for torch.compile and export.
         save, backward: the derivative, as ``torch.library.register_autograd`` takes ``setup_context`` and ``backward``.
         batched: the vmap rule; by default every tensor has a leading batch dimension into which vmap's is folded.
-
-    Under autocast floating inputs are taken as float32.
+        autocast: the positions of the tensors that autocast takes in its own dtype, as it does for matrix products; the
+            others are left as they are, and inside the op nothing is cast. By default all floating inputs are taken as
+            float32.
     """
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     for backend in ("native", "cuda"):
@@ -79,9 +82,29 @@ def define(
     if backward is not None:
         library.impl(name, _autograd(op, save, backward), "Autograd")
     for device_type in ("cpu", "cuda"):
-        torch.library.register_autocast(qualified, device_type, torch.float32, lib=library)
+        if autocast is None:
+            torch.library.register_autocast(qualified, device_type, torch.float32, lib=library)
+        else:
+            library.impl(name, _autocast(op, device_type, autocast), f"Autocast{device_type.upper()}")
     torch.library.register_vmap(qualified, batched or fold_batch(op), lib=library)
     return op
+
+
+def _autocast(op: Callable[..., Any], device_type: str, positions: Sequence[int]) -> Callable[..., Any]:
+    """The kernel for the dispatcher's Autocast key: some of the tensors are taken in autocast's dtype."""
+    own_key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}"))
+
+    def kernel(*arguments: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device_type)
+        cast = list(arguments)
+        for position in positions:
+            value = cast[position]
+            if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+                cast[position] = value.to(dtype)
+        with torch._C._ExcludeDispatchKeyGuard(own_key):
+            return op(*cast)
+
+    return kernel
 
 
 def _autograd(op: Callable[..., Any], save: Callable[..., None], backward: Callable[..., Any]) -> Any:
@@ -137,6 +160,39 @@ def fold_batch(op: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(results, Tensor):
             return unfold(results, info.batch_size), 0
         return tuple(unfold(result, info.batch_size) for result in results), (0,) * len(results)
+
+    return rule
+
+
+def fold_or_loop(op: Callable[..., Any], positions: Sequence[int] = ()) -> Callable[..., Any]:
+    """vmap for an op of which only some tensors, those at ``positions``, have a leading batch dimension.
+
+    Where vmap batches nothing else its dimension is folded into that one; otherwise the op is called item by item.
+    """
+
+    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
+        size = info.batch_size
+        if any(dim is not None and number not in positions for number, dim in enumerate(in_dims)):
+            items = [
+                op(
+                    *(
+                        value if dim is None else value.select(dim, item)
+                        for value, dim in zip(arguments, in_dims, strict=True)
+                    )
+                )
+                for item in range(size)
+            ]
+            if isinstance(items[0], Tensor):
+                return torch.stack(items), 0
+            return tuple(torch.stack(parts) for parts in zip(*items, strict=True)), (0,) * len(items[0])
+        folded = list(arguments)
+        for number in positions:
+            if isinstance(arguments[number], Tensor):
+                folded[number] = fold(arguments[number], in_dims[number], size)
+        results = op(*folded)
+        if isinstance(results, Tensor):
+            return unfold(results, size), 0
+        return tuple(unfold(result, size) for result in results), (0,) * len(results)
 
     return rule
 

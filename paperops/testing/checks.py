@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from paperops import backends
 from paperops.backends import MissingImplementation, use_backend
 from paperops.testing.calls import ONLY_SMALL, all_close, call, call_apart, failure, samples_due
 from paperops.testing.compare import CheckFailure, Error, compare, same_bits
@@ -65,7 +66,15 @@ def _compare_all(
     if not len(ours) == len(plain) == len(exact):
         raise CheckFailure(f"{what}s: {len(ours)} instead of the definition's {len(exact)}")
     return [
-        compare(f"{what} {number}", a, b, c, a.dtype if a.is_floating_point() else dtype, entry.tolerance.get(dtype))
+        compare(
+            f"{what} {number}",
+            a,
+            b,
+            c,
+            a.dtype if a.is_floating_point() else dtype,
+            entry.tolerance.get(dtype),
+            entry.roundings.get(a.dtype),
+        )
         for number, (a, b, c) in enumerate(zip(ours, plain, exact, strict=True))
     ]
 
@@ -212,11 +221,20 @@ def empty_batch(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[
 
 
 def autocast(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
-    """Under autocast, half precision and float32 may be mixed, and both are taken as float32."""
+    """Under autocast, half precision and float32 may be mixed: the result is that of inputs cast as the entry says."""
     for sample in samples_due(entry, device, dtype):
         single = map_tensors(sample.arguments, lambda _, value: value.float() if value.is_floating_point() else value)
         floating = [name for name, value in single.items() if torch.is_tensor(value) and value.is_floating_point()]
         mixed = {**sample.arguments, **{name: single[name] for name in floating[1::2]}}
+        if entry.autocast_arguments:  # they are cast to autocast's dtype, float32 or not; the rest stays as it is
+            cast = {**mixed, **{name: sample.arguments[name] for name in entry.autocast_arguments}}
+            with torch.autocast(device.type, dtype):
+                inside = call(entry.function, entry, cast)
+                wide = {**mixed, **{name: single[name] for name in entry.autocast_arguments}}
+                from_single = flatten(entry.function(**wide))
+            same_bits(f"sample {sample}, autocast, with gradients", call(entry.function, entry, cast), inside)
+            same_bits(f"sample {sample}, autocast of float32", inside[: len(from_single)], from_single)
+            continue
         with torch.autocast(device.type, dtype):
             ours = flatten(entry.function(**mixed))
         same_bits(f"sample {sample}, autocast", flatten(entry.function(**single)), ours)
@@ -245,7 +263,7 @@ def transforms(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[E
     """torch.func's gradients, nested ones too, are autograd's; forward mode is right or raises, never silently zero."""
     if not entry.differentiable:
         return []
-    for sample in samples_due(entry, device, dtype):
+    for sample in samples_due(entry, device, torch.float64):
         if not sample.gradcheck:
             continue
         arguments, leaves = with_gradients(entry, sample.arguments)
@@ -314,13 +332,17 @@ def overwritten(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[
 
 
 def deterministic(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
-    """Runs agree bit for bit, gradients included, whatever the number of CPU threads."""
+    """Runs agree bit for bit, gradients included; our kernels' also whatever the number of CPU threads.
+
+    (The definitions are made of torch's matrix products, which are summed differently by another number of threads.)
+    """
     threads = torch.get_num_threads()
+    vary = device.type == "cpu" and backends.forced() != "reference"
     for sample in samples_due(entry, device, dtype):
         expected = call(entry.function, entry, sample.arguments)
         try:
             for count in (threads, 1, threads + 1):
-                if device.type == "cpu":
+                if vary:
                     torch.set_num_threads(count)
                 again = call(entry.function, entry, sample.arguments)
                 same_bits(f"sample {sample}, run again with {count} threads", expected, again)

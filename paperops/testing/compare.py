@@ -33,7 +33,13 @@ class Error:
 
 
 def compare(
-    what: str, ours: Tensor, plain: Tensor | None, exact: Tensor, rounding: torch.dtype, tolerance: float | None = None
+    what: str,
+    ours: Tensor,
+    plain: Tensor | None,
+    exact: Tensor,
+    rounding: torch.dtype,
+    tolerance: float | None = None,
+    roundings: int | None = None,
 ) -> Error:
     """Hold one result to the rule.
 
@@ -44,6 +50,7 @@ def compare(
         exact: the definition's result in float64.
         rounding: the dtype whose unit roundoff, at the largest exact value, is allowed in addition.
         tolerance: replaces the rule.
+        roundings: how many roundings are allowed in addition, instead of one (of 32 in float64).
 
     Raises:
         CheckFailure: shapes differ, integers differ, NaN or infinities stand elsewhere, or the error is too large.
@@ -75,7 +82,7 @@ def compare(
     allowed = tolerance
     if allowed is None:
         # In float64 the definition is its own exact value: nothing but a few roundings is left to allow.
-        roundings = FLOAT64_ROUNDINGS if rounding == torch.float64 else 1
+        roundings = roundings or (FLOAT64_ROUNDINGS if rounding == torch.float64 else 1)
         allowed = 2 * plain_error + roundings * torch.finfo(rounding).eps * scale
     if error > allowed:
         raise CheckFailure(

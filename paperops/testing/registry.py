@@ -52,19 +52,27 @@ class Cost:
     bytes: float
     matrix: bool = False
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.operations + other.operations, self.bytes + other.bytes, self.matrix or other.matrix)
+
 
 @dataclass(frozen=True)
 class BenchCase:
     """A size at which the op is timed: ``make(device, dtype)`` gives the call.
 
-    ``backward`` times forward and backward instead of forward alone; ``devices`` names the device types on which the
-    size makes sense.
+    ``backward`` times forward and backward instead of forward alone; ``devices`` names the device types, and ``dtypes``
+    the dtypes, for which the case makes sense (None: all of the op's).
     """
 
     name: str
     make: Callable[[torch.device, torch.dtype], Sample]
     backward: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[torch.dtype, ...] | None = None
+
+    def due(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether it is to be timed there."""
+        return device.type in self.devices and (self.dtypes is None or dtype in self.dtypes)
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,17 @@ class Entry:
         refused: ``device -> Iterator[Refused]``.
         differentiable: the arguments that take gradients.
         batched: the arguments with a leading batch dimension; the others keep their value when the batch changes.
-        cost: the floor of a call.
+        cost: the floor of a forward call.
+        backward_cost: what a backward call adds to it, where that is known.
         bench: the sizes to time.
         sources: the files, relative to the checkout, whose change makes a device's measurements stale.
         dtypes: what the op takes.
         twice: whether second derivatives are promised.
         tolerance: absolute tolerance by dtype, only where the general rule cannot be applied.
+        roundings: by dtype, how many roundings of the largest value are allowed beside twice plain torch's error, where
+            one (32 in float64) is too few, with the reason.
+        autocast_arguments: the arguments that autocast takes in its own dtype, as it does those of matrix products;
+            where there are none, it takes all floating ones as float32.
         exceptions: generic check to the reason why it does not hold for this op.
     """
 
@@ -102,13 +115,23 @@ class Entry:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     twice: bool = False
     tolerance: dict[torch.dtype, float] = field(default_factory=dict)
+    roundings: dict[torch.dtype, int] = field(default_factory=dict)
+    backward_cost: Callable[[Sample], Cost] | None = None
+    autocast_arguments: tuple[str, ...] = ()
     exceptions: dict[str, str] = field(default_factory=dict)
+
+    def floor(self, case: BenchCase, sample: Sample) -> Cost:
+        """The floor of what a bench case times."""
+        forward = self.cost(sample)
+        if not case.backward or self.backward_cost is None:
+            return forward
+        return forward + self.backward_cost(sample)
 
     def __str__(self) -> str:
         return self.name
 
 
-FAMILIES = ("nearest",)
+FAMILIES = ("nearest", "triangle_multiplication")
 """The modules of ``paperops.testing`` that declare ops, in the order in which they are listed."""
 
 
