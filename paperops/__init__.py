@@ -5,7 +5,7 @@ Every op exists under one name on every floor: ``paperops.<op>`` (fused, differe
 tells which implementations are there and which would run.
 """
 
-from paperops import reference
+from paperops import nn, reference
 from paperops.backends import BackendError, use_backend
 from paperops.ops import (
     KNN,
@@ -28,6 +28,7 @@ __all__ = [
     "f_score",
     "hausdorff_distance",
     "knn",
+    "nn",
     "reference",
     "triangle_contract",
     "triangle_multiplicative_update",

@@ -1,0 +1,22 @@
+"""Torch modules on paperops' ops: OpenFold's constructor arguments, forward arguments and state-dict keys.
+
+A checkpoint of OpenFold's loads with ``strict=True``; :func:`convert_triangle_multiplication` brings other layouts
+there.
+"""
+
+from paperops.nn.checkpoints import convert_triangle_multiplication
+from paperops.nn.dropout import DropoutColumnwise, DropoutRowwise
+from paperops.nn.triangle_multiplication import (
+    TriangleMultiplicationIncoming,
+    TriangleMultiplicationOutgoing,
+    TriangleMultiplicativeUpdate,
+)
+
+__all__ = [
+    "DropoutColumnwise",
+    "DropoutRowwise",
+    "TriangleMultiplicationIncoming",
+    "TriangleMultiplicationOutgoing",
+    "TriangleMultiplicativeUpdate",
+    "convert_triangle_multiplication",
+]
