@@ -38,11 +38,14 @@ def run(
     out: Path | None = None,
     console: Console | None = None,
     seconds: float = SECONDS,
+    case: str = "",
 ) -> int:
     """The command ``bench``: :func:`measure`, with the legend below the tables. Returns an exit status."""
     console = console or Console()
     try:
-        found = measure(names, against=against, device=device, dtype=dtype, out=out, console=console, seconds=seconds)
+        found = measure(
+            names, against=against, device=device, dtype=dtype, out=out, console=console, seconds=seconds, case=case
+        )
     except KeyError as error:
         console.print(error.args[0], markup=False, highlight=False)
         return 2
@@ -62,6 +65,7 @@ def measure(
     out: Path | None = None,
     console: Console | None = None,
     seconds: float = SECONDS,
+    case: str = "",
 ) -> list[Record]:
     """Measure, print a table an op, and write records and plots as they come.
 
@@ -73,6 +77,7 @@ def measure(
         out: a folder for ``<device>/<family>.json`` and the plots beside it; None writes nothing.
         console: where tables go; None prints nothing.
         seconds: about how long the timing of one case may take.
+        case: only the cases whose names contain this.
 
     Returns:
         The records, one an op and dtype.
@@ -88,9 +93,10 @@ def measure(
     found = []
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for entry, one in itertools.product(entries, dtypes):
-            if one not in entry.dtypes or not any(case.due(device, one) for case in entry.bench):
+            cases = tuple(each for each in entry.bench if case in each.name and device.type in each.devices)
+            if one not in entry.dtypes or not cases:
                 continue
-            record = measure_entry(entry, peers, device, one, console=console, seconds=seconds)
+            record = measure_entry(replace(entry, bench=cases), peers, device, one, console=console, seconds=seconds)
             found.append(record)
             file = records.save(out, record) if out is not None else None  # first: a picture can be drawn again
             tables.show(console, record)
@@ -126,8 +132,6 @@ def measure_entry(
     digest = records.digest(entry, root)  # now: sources that change while we measure make the record stale
     rows: list[Row] = []
     for case in entry.bench:
-        if not case.due(device, dtype):
-            continue
         with console.status(f"{entry.name}, {case.name}") if console is not None else nullcontext():
             rows += measure_case(entry, case, [*own, *others], device, dtype, ceilings, seconds)
     return Record(

@@ -84,7 +84,8 @@ def show(console: Console, record: Record) -> None:
     for case in dict.fromkeys(row.case for row in record.rows):
         rows = [row for row in record.rows if row.case == case]
         floor = {"floor": seconds(rows[0].floor)}
-        table.add_row(f"[bold]{escape(case)}[/]", *(floor.get(column, "") for column in columns))
+        counts = f"{rate(rows[0].operations)}op, {size(rows[0].bytes)}"
+        table.add_row(f"[bold]{escape(case)}[/] ({counts})", *(floor.get(column, "") for column in columns))
         for row in rows:
             mark = f" [{notes.setdefault(row.note, len(notes) + 1)}]" if row.note else ""
             cells = _cells(row)

@@ -163,6 +163,8 @@ def bench(console: Console, arguments: argparse.Namespace) -> int:
     """Timings, memory and the achieved share of the roofline."""
     from paperops.benchmarks import bench as benchmarks
 
+    if arguments.case and arguments.out is not None:
+        raise KeyError("--case goes without --out: what is written are all cases of an op, measured in one run")
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is said before measuring
     return benchmarks.run(
@@ -172,6 +174,7 @@ def bench(console: Console, arguments: argparse.Namespace) -> int:
         dtype=DTYPES[arguments.dtype or "float32"],
         out=arguments.out,
         console=console,
+        case=arguments.case,
     )
 
 
@@ -225,6 +228,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PEER",
         help="peers to time beside ours (default: those that take part unasked; see benchmarks/peers)",
     )
+    command.add_argument("--case", default="", metavar="TEXT", help="only the cases whose names contain this")
     command.add_argument("--out", type=Path, metavar="DIR", help="write JSON and plots into this folder")
     add(evidence, ops=True)
     command = add(demo)

@@ -8,13 +8,15 @@ import types
 
 import pytest
 import torch
-from paperops.benchmarks import bench, contestants, evidence, measure, memory, peers, records, tables
+from paperops.benchmarks import bench, contestants, evidence, gpu_mode_trimul, measure, memory, peers, records, tables
 from paperops.benchmarks import ceilings as machine
 from rich.console import Console
 
 import paperops
+from paperops.__main__ import main
 from paperops.testing import registry
 from paperops.testing.registry import BenchCase, Cost, Entry, Sample
+from paperops.testing.triangle_multiplication import gpu_mode_cases
 
 CPU = torch.device("cpu")
 CEILINGS = machine.Ceilings(copy=1e10, triad=2e10, vector=1e11, matrix=4e11, elementwise=1e10, threads=2)
@@ -208,11 +210,60 @@ def test_peers_agree_with_the_definition(key, op):
     assert contestants.judge(registry.flatten(peer.function(op)(**arguments)), exact, torch.float64).note == ""
 
 
+@pytest.mark.parametrize("key", ["torch_eager", "torch_compile"])
+def test_peers_of_the_triangle_ops_agree_with_the_definition(key):
+    (peer,) = peers.select([key], CPU)
+    for entry in registry.select(["triangle_multiplication"]):
+        samples = [sample for sample in entry.samples(CPU, torch.float64) if sample.gradcheck]
+        for sample in samples if key == "torch_eager" else samples[:1]:
+            arguments = sample.arguments
+            if entry.name == "triangle_contract":  # the peers have it without a mask
+                arguments = {name: value for name, value in arguments.items() if name != "mask"}
+            exact = registry.flatten(entry.reference(**arguments))
+            assert (
+                contestants.judge(registry.flatten(peer.function(entry.name)(**arguments)), exact, torch.float64).note
+                == ""
+            )
+
+
+def test_one_case_may_be_asked_for(quick):
+    (record,) = bench.measure(["chamfer_distance"], against=["torch_eager"], device="cpu", case="with b", seconds=0.02)
+    assert {row.case for row in record.rows} == {"tiny, with backward"}
+    assert main(["bench", "chamfer_distance", "--device", "cpu", "--case", "tiny", "--out", "nowhere"]) == 2
+
+
+def test_gpu_mode_list():
+    """Sizes of the problem; the mean is over contestants that were timed on all of it."""
+    cases = gpu_mode_cases()
+    assert len(cases) == 9 and len({case.name for case in cases}) == 9
+    sample = next(case for case in cases if case.name == "N=256, B=2, C=384, masked").make(
+        torch.device("meta"), torch.float32
+    )
+    shapes = {name: tuple(value.shape) for name, value in sample.arguments.items() if torch.is_tensor(value)}
+    assert shapes["x"] == (2, 256, 256, 384) and shapes["mask"] == (2, 256, 256)
+    assert shapes["g_out_weight"] == (128, 384) and "p_in_bias" not in shapes and "norm_out_bias" in shapes
+    rows = [
+        records.Row(case, name, False, 1.0, 1.0, 1.0, median=median)
+        for case, name, median in (("a", "x", 1e-3), ("b", "x", 4e-3), ("a", "y", 1e-3), ("b", "y", None))
+    ]
+    record = dataclasses.replace(_record(None), rows=rows)
+    assert gpu_mode_trimul.means(record) == {"x": pytest.approx(2e-3)}
+    if not torch.cuda.is_available():
+        assert gpu_mode_trimul.main([]) == 2
+
+
 def test_peers_say_why_they_are_not_there():
-    assert set(peers.names()) >= {"torch_eager", "torch_compile", "scipy_kdtree", "pytorch3d", "kaolin"}
+    assert set(peers.names()) >= {
+        "torch_eager",
+        "torch_compile",
+        "scipy_kdtree",
+        "pytorch3d",
+        "kaolin",
+        "cuequivariance",
+    }
     everyone = peers.select(peers.names(), CPU)
     assert "CUDA devices only" in next(peer for peer in everyone if peer.key == "kaolin").available(CPU)
-    with pytest.raises(KeyError, match="no peer is called 'nobody'; there are kaolin, pytorch3d"):
+    with pytest.raises(KeyError, match="no peer is called 'nobody'; there are cuequivariance, kaolin"):
         peers.select(["nobody"], CPU)
 
 

@@ -67,7 +67,7 @@ def save(ctx, inputs, output):
 numbers = itertools.count()
 
 
-def entry(implementation=forward, backward=derivative, with_fake=True, checked=True):
+def entry(implementation=forward, backward=derivative, with_fake=True, checked=True, autocast=None, follows=()):
     """The throwaway op as a registered one, with or without a fault."""
     name = f"planted_{next(numbers)}"
     schema = "(Tensor x) -> Tensor"
@@ -79,6 +79,7 @@ def entry(implementation=forward, backward=derivative, with_fake=True, checked=T
             fake=lambda x: x.new_empty(x.shape[0]),
             save=save,
             backward=backward,
+            autocast=autocast,
         )
     else:
         library.define(name + schema)
@@ -104,6 +105,7 @@ def entry(implementation=forward, backward=derivative, with_fake=True, checked=T
         bench=(),
         sources=(),
         twice=True,
+        autocast_arguments=follows,
     )
 
 
@@ -112,6 +114,8 @@ FAULTS = {
     "an unwritten output element": ({"implementation": leaves_one_element}, ("overwritten",)),
     "an order-dependent sum": ({"implementation": sums_in_another_order}, ("deterministic",)),
     "a missing fake": ({"with_fake": False}, ("opcheck", "compiles")),
+    "float32 under autocast where its dtype is promised": ({"follows": ("x",)}, ("autocast",)),
+    "autocast's dtype where float32 is promised": ({"autocast": (0,)}, ("autocast",)),
     "a silent acceptance of bad input": ({"checked": False}, ("refused",)),
 }
 
@@ -136,6 +140,11 @@ def restored():
 @pytest.mark.parametrize("check", list(checks.CHECKS))
 def test_the_op_itself_passes(check):
     run(check, entry())
+
+
+@pytest.mark.parametrize("check", ["autocast", "values", "gradients", "opcheck", "compiles"])
+def test_an_op_that_follows_autocast_passes(check):
+    run(check, entry(autocast=(0,), follows=("x",)))
 
 
 @pytest.mark.parametrize("fault", FAULTS)

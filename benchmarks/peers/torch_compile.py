@@ -23,7 +23,8 @@ def available(device: torch.device) -> str | None:
 def _call(function: Callable[..., Any], **arguments: Any) -> Any:
     key = (
         function,
-        *(tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in arguments.values()),
+        torch.is_grad_enabled(),
+        *((name, _signature(value)) for name, value in arguments.items()),
     )
     if key not in _compiled:
         # a new case: drop the last one's code, or a limit on recompilations would end in eager mode unnoticed
@@ -31,6 +32,10 @@ def _call(function: Callable[..., Any], **arguments: Any) -> Any:
         _compiled.clear()
         _compiled[key] = torch.compile(function, dynamic=False, fullgraph=True)
     return _compiled[key](**arguments)
+
+
+def _signature(value: Any) -> Any:
+    return (tuple(value.shape), value.dtype, value.requires_grad) if isinstance(value, torch.Tensor) else value
 
 
 def knn(**arguments: Any) -> Any:
@@ -47,3 +52,11 @@ def f_score(**arguments: Any) -> Any:
 
 def hausdorff_distance(**arguments: Any) -> Any:
     return _call(torch_eager.hausdorff_distance, **arguments)
+
+
+def triangle_contract(**arguments: Any) -> Any:
+    return _call(torch_eager.triangle_contract, **arguments)
+
+
+def triangle_multiplicative_update(**arguments: Any) -> Any:
+    return _call(torch_eager.triangle_multiplicative_update, **arguments)

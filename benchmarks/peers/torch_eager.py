@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm, linear
 
 NAME = "torch eager"
 UNASKED = ("cpu", "cuda")
@@ -46,3 +47,40 @@ def f_score(x: Tensor, y: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor
 def hausdorff_distance(x: Tensor, y: Tensor) -> Tensor:
     distances = torch.cdist(x, y)  # [B, N, M]
     return torch.maximum(distances.amin(2).amax(1), distances.amin(1).amax(1))  # [B]
+
+
+def triangle_contract(a: Tensor, b: Tensor, direction: str = "outgoing") -> Tensor:
+    a, b = a.movedim(-1, -3), b.movedim(-1, -3)  # [*, D, N, N]
+    product = a @ b.transpose(-1, -2) if direction == "outgoing" else a.transpose(-1, -2) @ b
+    return product.movedim(-3, -1)
+
+
+def triangle_multiplicative_update(
+    x: Tensor,
+    p_in_weight: Tensor,
+    g_in_weight: Tensor,
+    p_out_weight: Tensor,
+    g_out_weight: Tensor,
+    direction: str = "outgoing",
+    mask: Tensor | None = None,
+    norm_in_weight: Tensor | None = None,
+    norm_in_bias: Tensor | None = None,
+    p_in_bias: Tensor | None = None,
+    g_in_bias: Tensor | None = None,
+    norm_out_weight: Tensor | None = None,
+    norm_out_bias: Tensor | None = None,
+    p_out_bias: Tensor | None = None,
+    g_out_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    gate_position: str = "after_projection",
+) -> Tensor:
+    """The triangle multiplicative update as it is written in models, with the projections of a and b in one product."""
+    h = layer_norm(x, x.shape[-1:], norm_in_weight, norm_in_bias, eps)  # [*, N, N, C]
+    ab = torch.sigmoid(linear(h, g_in_weight, g_in_bias)) * linear(h, p_in_weight, p_in_bias)  # [*, N, N, 2D]
+    a, b = (ab if mask is None else ab * mask[..., None]).chunk(2, -1)
+    t = triangle_contract(a, b, direction)  # [*, N, N, D]
+    t = layer_norm(t, t.shape[-1:], norm_out_weight, norm_out_bias, eps)
+    gate = torch.sigmoid(linear(h, g_out_weight, g_out_bias))
+    if gate_position == "before_projection":
+        return linear(gate * t, p_out_weight, p_out_bias)
+    return gate * linear(t, p_out_weight, p_out_bias)

@@ -237,7 +237,7 @@ def precision(value: object, x: Tensor) -> int:
     if working == torch.float32 and x.device.type == "cpu":
         if value.lower() != "ieee":
             raise ValueError(f"precision={value!r} is not there on a CPU: it multiplies in IEEE; pass None or 'ieee'")
-        if torch.get_float32_matmul_precision() != "highest":
+        if _cpu_multiplies_in_less():
             raise ValueError(
                 "precision='ieee' on a CPU is torch's setting, which allows less at present: "
                 "torch.set_float32_matmul_precision('highest')"
@@ -245,6 +245,12 @@ def precision(value: object, x: Tensor) -> int:
     if working == torch.float64 and value.lower() != "ieee":
         raise ValueError(f"precision={value!r} is less than float64 has; pass None or 'ieee'")
     return number
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot trace it, and compiles anew when the setting changes
+def _cpu_multiplies_in_less() -> bool:
+    """Whether torch is allowed to multiply float32 matrices on a CPU in tf32 or bfloat16."""
+    return torch.backends.mkldnn.matmul.fp32_precision in ("tf32", "bf16")  # type: ignore[attr-defined]
 
 
 def positive_number(name: str, value: object) -> float:

@@ -60,19 +60,14 @@ class Cost:
 class BenchCase:
     """A size at which the op is timed: ``make(device, dtype)`` gives the call.
 
-    ``backward`` times forward and backward instead of forward alone; ``devices`` names the device types, and ``dtypes``
-    the dtypes, for which the case makes sense (None: all of the op's).
+    ``backward`` times forward and backward instead of forward alone; ``devices`` names the device types on which the
+    size makes sense.
     """
 
     name: str
     make: Callable[[torch.device, torch.dtype], Sample]
     backward: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
-    dtypes: tuple[torch.dtype, ...] | None = None
-
-    def due(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether it is to be timed there."""
-        return device.type in self.devices and (self.dtypes is None or dtype in self.dtypes)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample("masked rows", odd | {"mask": mask})
     yield Sample("masked rows, incoming", odd | {"mask": mask, "direction": "incoming"})
     far = make((1,), 7, 16, 16)
-    yield Sample("far from zero", far | {"x": far["x"] / 8 + 40, "eps": 1e-3})
+    yield Sample("far from zero", far | {"x": far["x"] / 2 + 10})
     several = make((2, 3), 4, 6, 8)
     yield Sample("two batch dimensions, bool mask", several | {"mask": _mask(several["x"]).bool()})
     wide = make((1,), 9, 130, 40, gate_first=True)
@@ -233,11 +233,15 @@ GPU_MODE_TRIMUL = (
 On an H200 the geometric mean over it is to be under 900 us."""
 
 
-def _gpu_mode_cases() -> Iterator[BenchCase]:
-    for n, batch, channels, masked in GPU_MODE_TRIMUL:
-        name = f"GPU MODE trimul: N={n}, B={batch}, C={channels}" + (", masked" if masked else "")
-        make = _bench(n, batch, channels, gate_first=True, masked=masked)
-        yield BenchCase(name, make, devices=("cuda",), dtypes=(torch.float32,))
+def gpu_mode_cases() -> tuple[BenchCase, ...]:
+    """That list as bench cases. Its tolerance is that of tf32, so it is timed apart: benchmarks/gpu_mode_trimul.py."""
+    return tuple(
+        BenchCase(
+            f"N={n}, B={batch}, C={channels}" + (", masked" if masked else ""),
+            _bench(n, batch, channels, gate_first=True, masked=masked),
+        )
+        for n, batch, channels, masked in GPU_MODE_TRIMUL
+    )
 
 
 def _bench_cases() -> Iterator[BenchCase]:
@@ -250,7 +254,6 @@ def _bench_cases() -> Iterator[BenchCase]:
     for n in (256, 300, 512, 900, 1024, 1500, 2048):
         yield BenchCase(f"N={n}", _bench(n, masked=True), devices=("cuda",))
         yield BenchCase(f"N={n}, with backward", _bench(n, masked=True), backward=True, devices=("cuda",))
-    yield from _gpu_mode_cases()
 
 
 # --- triangle_contract ---------------------------------------------------------------------------------------------
