@@ -172,6 +172,6 @@ def _precision(name: str, x: Tensor) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace it, and compiles anew when torch's setting changes
+@_checks.constant_when_compiled  # torch.compile cannot trace it, and compiles anew when torch's setting changes
 def _tf32_is_allowed() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"

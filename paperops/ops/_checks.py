@@ -9,15 +9,25 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from paperops.reference.nearest import result_dtype
 
+_Value = TypeVar("_Value")
+
 _POINT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
 _INTEGER_DTYPES = (*_SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+
+def constant_when_compiled(function: Callable[[], _Value]) -> Callable[[], _Value]:
+    """As torch.compiler.assume_constant_result, which would import the compiler (a second) along with paperops."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def values_are_free(value: Tensor) -> bool:
@@ -247,7 +257,7 @@ def precision(value: object, x: Tensor) -> int:
     return number
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace it, and compiles anew when the setting changes
+@constant_when_compiled  # torch.compile cannot trace it, and compiles anew when the setting changes
 def _cpu_multiplies_in_less() -> bool:
     """Whether torch is allowed to multiply float32 matrices on a CPU in tf32 or bfloat16."""
     return torch.backends.mkldnn.matmul.fp32_precision in ("tf32", "bf16")  # type: ignore[attr-defined]

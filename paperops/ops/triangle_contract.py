@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paperops.ops import _checks
-from paperops.ops._define import define, plain
+from paperops.ops._define import define, native, plain
 from paperops.reference.triangle_multiplication import triangle_contract as reference_triangle_contract
 
 DIRECTIONS = ("outgoing", "incoming")
@@ -50,6 +50,7 @@ contract = define(
     "(Tensor a, Tensor b, Tensor? mask, bool outgoing) -> Tensor",
     {
         "reference": plain(_reference),
+        "native": native("triangle_contract"),
     },
     fake=_fake,
     save=_save,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paperops.ops import _checks
-from paperops.ops._define import define, fold_or_loop, plain
+from paperops.ops._define import define, fold_or_loop, native, plain
 from paperops.ops.triangle_contract import DIRECTIONS
 from paperops.reference.nearest import result_dtype
 from paperops.reference.triangle_multiplication import layer_norm, linear
@@ -28,7 +28,9 @@ _SCHEMA = "".join(f", Tensor{'' if name[1:] in ('_in_weight', '_out_weight') els
 _OPTIONS = ", bool outgoing, bool gate_first, float eps, int precision"
 
 
-def _reference_declines(x: Tensor, precision: int) -> str | None:
+def _reference_declines(x: Tensor, precision: int, low_memory: bool = False) -> str | None:
+    if low_memory:
+        return "plain torch holds every intermediate: pass low_memory=False"
     if precision and x.device.type != "cpu" and x.dtype == torch.float32:
         return "plain torch multiplies as torch is set; pass precision=None"
     return None
@@ -162,6 +164,7 @@ backward_op: Any = define(
     f"(Tensor grad, Tensor t, Tensor x, Tensor? mask{_SCHEMA}{_OPTIONS}) -> ({', '.join(['Tensor'] * 13)})",
     {
         "reference": plain(_backward_reference, lambda grad, t, x, *rest: _reference_declines(x, rest[-1])),
+        "native": native("triangle_multiplication_backward"),
     },
     fake=_backward_fake,
     save=_backward_save,
@@ -218,7 +221,8 @@ update_op: Any = define(
     "triangle_multiplication",
     f"(Tensor x, Tensor? mask{_SCHEMA}{_OPTIONS}, bool keep, bool low_memory) -> (Tensor, Tensor)",
     {
-        "reference": plain(_reference, lambda x, *rest: _reference_declines(x, rest[-3])),
+        "reference": plain(_reference, lambda x, *rest: _reference_declines(x, rest[-3], rest[-1])),
+        "native": native("triangle_multiplication"),
     },
     fake=_fake,
     save=_save,
@@ -369,5 +373,10 @@ def _check_parameters(x: Tensor, parameters: tuple[Tensor | None, ...], gate_fir
         ((gate, channels), ("the hidden width" if gate_first else "the channels of x") + " by the channels of x"),
         ((gate,), "the hidden width" if gate_first else "the channels of x"),
     )
+    working = _checks.working_dtype(x)
+    dtypes, device = (working, result_dtype(working)), x.device
     for (name, value), (shape, what) in zip(named.items(), shapes, strict=True):
+        if isinstance(value, Tensor) and not value.is_nested and value.layout is torch.strided:
+            if value.shape == shape and value.dtype in dtypes and value.device == device:
+                continue  # the usual case, at little cost
         _checks.parameter(name, value, shape, what, x)
