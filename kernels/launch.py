@@ -7,6 +7,7 @@ device, are compiled ahead of time by `paperops.testing.aot_triton`: so what is 
 import contextlib
 import functools
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,18 @@ class Launch:
             self.kernel[self.grid](**self.arguments, **self.compiler_options)
 
 
-def run(device: torch.device, launches: list[Launch]) -> None:
+@dataclass(frozen=True)
+class Call:
+    """A step of a plan that torch takes: a function, and the tensors from which and into which it computes."""
+
+    function: Callable[..., object]
+    arguments: tuple[Any, ...]
+
+    def run(self) -> None:
+        self.function(*self.arguments)
+
+
+def run(device: torch.device, launches: Sequence[Launch | Call]) -> None:
     """Run launches in order on the device of their tensors."""
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":  # also HIP

@@ -29,6 +29,32 @@ def test_compiles_without_spills(case, record_property):
     assert used.registers * threads <= (128 * 1024 if case.target.startswith("gfx") else 64 * 1024), used
 
 
+# Products of 16-bit numbers and of float32 as tf32, of tiles with at least the 64 rows that the instruction takes.
+WGMMA = [
+    case
+    for case in CASES
+    if case.target == "sm_90"
+    and case.launch.kernel.__name__ in ("input_kernel", "output_kernel", "product_kernel")
+    and (case.name.split("-")[0] in ("f16", "bf16") or "tf32" in case.name)
+]
+
+
+@pytest.mark.parametrize("case", WGMMA, ids=lambda case: case.name)
+def test_tensor_cores_of_hopper(case):
+    """Hopper's tensor cores are reached by its own instruction, not by the older one with half its rate."""
+    code = aot_triton.compile_case(case).asm["ptx"]
+    assert "wgmma.mma_async" in code and "mma.sync" not in code
+
+
+def test_tensor_cores_are_not_seen_in_other_code():
+    """ieee float32 has none, and neither has an architecture before Hopper wgmma."""
+    other = [case for case in CASES if case.name.split(":")[1] == "product_kernel" and "-n300-" in case.name]
+    assert other and WGMMA
+    for case in other:
+        if case.target == "sm_80" or (case.target == "sm_90" and "ieee" in case.name):
+            assert "wgmma" not in aot_triton.compile_case(case).asm["ptx"]
+
+
 def test_every_kernel_is_compiled():
     import triton
 

@@ -31,7 +31,7 @@ def rerun(selection, **environment):
 def test_triton_in_the_interpreter():
     pytest.importorskip("triton")
     rerun(["tests/test_registry.py"], TRITON_INTERPRET="1", PAPEROPS_BACKEND="triton")
-    rerun(["tests/ops/test_nearest.py", "-k", "triton"], TRITON_INTERPRET="1")
+    rerun(["tests/ops", "-k", "triton"], TRITON_INTERPRET="1")
 
 
 @pytest.mark.parametrize("instructions", ["portable", "avx2"])
@@ -40,4 +40,4 @@ def test_native_for_other_processors(instructions):
         pytest.skip(backends.missing("native", "cpu"))
     checks = "native and (values or gradients or overwritten or deterministic)"
     rerun(["tests/test_registry.py", "-k", checks], PAPEROPS_CPU_ISA=instructions)
-    rerun(["tests/ops/test_nearest.py", "-k", "native or pruned"], PAPEROPS_CPU_ISA=instructions)
+    rerun(["tests/ops", "-k", "native or pruned"], PAPEROPS_CPU_ISA=instructions)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paperops.ops import _checks
-from paperops.ops._define import define, native, plain
+from paperops.ops._define import define, native, plain, triton
 from paperops.reference.triangle_multiplication import triangle_contract as reference_triangle_contract
 
 DIRECTIONS = ("outgoing", "incoming")
@@ -51,6 +51,7 @@ contract = define(
     {
         "reference": plain(_reference),
         "native": native("triangle_contract"),
+        "triton": triton("triangle_multiplication", "triangle_contract"),
     },
     fake=_fake,
     save=_save,

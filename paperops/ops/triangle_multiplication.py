@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paperops.ops import _checks
-from paperops.ops._define import define, fold_or_loop, native, plain
+from paperops.ops._define import define, fold_or_loop, native, plain, triton
 from paperops.ops.triangle_contract import DIRECTIONS
 from paperops.reference.nearest import result_dtype
 from paperops.reference.triangle_multiplication import layer_norm, linear
@@ -165,6 +165,7 @@ backward_op: Any = define(
     {
         "reference": plain(_backward_reference, lambda grad, t, x, *rest: _reference_declines(x, rest[-1])),
         "native": native("triangle_multiplication_backward"),
+        "triton": triton("triangle_multiplication", "triangle_multiplication_backward"),
     },
     fake=_backward_fake,
     save=_backward_save,
@@ -223,6 +224,7 @@ update_op: Any = define(
     {
         "reference": plain(_reference, lambda x, *rest: _reference_declines(x, rest[-3], rest[-1])),
         "native": native("triangle_multiplication"),
+        "triton": triton("triangle_multiplication", "triangle_multiplication"),
     },
     fake=_fake,
     save=_save,
