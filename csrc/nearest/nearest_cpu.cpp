@@ -3,10 +3,9 @@
 #include "nearest_cpu.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
 
+#include "../common/instruction_set.h"
 #include "../common/parallel.h"
 #include "nearest.h"
 #include "nearest_cpu_pack.h"
@@ -26,38 +25,12 @@ void select_candidates(Candidate* candidates, int64_t count, int64_t k) {
 
 namespace {
 
-constexpr int kPortable = 0, kAvx2 = 1, kAvx512 = 2;
-
-// The best instruction set that both the processor and the variable PAPEROPS_CPU_ISA (for tests) allow.
-int choose_instruction_set() {
-#if defined(PAPEROPS_X86)
-  const char* limit = std::getenv("PAPEROPS_CPU_ISA");
-  const int allowed = limit == nullptr || *limit == 0 || std::strcmp(limit, "avx512") == 0 ? kAvx512
-                      : std::strcmp(limit, "avx2") == 0                     ? kAvx2
-                                                                            : kPortable;
-  __builtin_cpu_init();
-  if (allowed >= kAvx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    return kAvx512;
-  }
-  if (allowed >= kAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return kAvx2;
-  }
-#endif
-  return kPortable;
-}
-
-int chosen_instruction_set() {
-  static const int chosen = choose_instruction_set();
-  return chosen;
-}
-
 template <typename T>
 Kernels<T> chosen_kernels() {
 #if defined(PAPEROPS_X86)
-  switch (chosen_instruction_set()) {
-    case kAvx512: return kernels_avx512<T>();
-    case kAvx2: return kernels_avx2<T>();
+  switch (instruction_set()) {
+    case InstructionSet::avx512: return kernels_avx512<T>();
+    case InstructionSet::avx2: return kernels_avx2<T>();
     default: break;
   }
 #endif
@@ -250,11 +223,6 @@ class Run {
 };
 
 }  // namespace
-
-const char* instruction_set() {
-  constexpr const char* names[] = {"portable", "avx2", "avx512"};
-  return names[chosen_instruction_set()];
-}
 
 template <typename T>
 void find_neighbours(const Problem<T>& p) {

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../common/instruction_set.h"
+
 namespace paperops::nearest {
 
 // Queries that are handled together, and after which the minima of the targets are folded in.
@@ -139,8 +141,7 @@ inline int64_t pruned_workspace(int64_t dimensions, int64_t box_stride, int64_t 
 // Moves the k first of `count` candidates to the front, in order (all of them where there are fewer).
 void select_candidates(Candidate* candidates, int64_t count, int64_t k);
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define PAPEROPS_X86 1
+#if defined(PAPEROPS_X86)
 template <typename T>
 Kernels<T> kernels_avx512();
 template <typename T>
@@ -175,9 +176,6 @@ void find_neighbours(const Problem<T>& problem);
 // has written nothing, where the problem is not of that kind.
 template <typename T>
 bool find_neighbours_pruned(const Problem<T>& problem, const Kernels<T>& kernels);
-
-// The name of the instruction set in use: "avx512", "avx2" or "portable".
-const char* instruction_set();
 
 // The gradient of a sum of pair distances with respect to the points of a, for one or both ways a pair can come about:
 //   grad_a[i] = sum_s own[i, s] g(a_i, b_{own_index[i, s]}) + sum_{(j, s): other_index[j, s] = i} other[j, s] g(a_i, b_j)
