@@ -131,8 +131,9 @@ def legend(console: Console, measured: Sequence[Record]) -> None:
     lines += list(dict.fromkeys(line for record in measured if (line := busy_line(record))))
     rows = [row for record in measured for row in record.rows]
     lines.append(
-        "ratio: time in units of ours (green), from the same rounds. floor: the forward pass's operations or bytes by "
-        "the cost model, whichever takes longer at these ceilings; share: the floor in the time."
+        "ratio: time in units of ours (green), from the same rounds. floor: the operations or bytes by the op's cost "
+        "model (of the backward pass too where it has one), whichever takes longer at these ceilings; share: the floor "
+        "in the time."
         + (
             " Above 100 %: work that the cost model counts is skipped."
             if any((row.share or 0) > 1 for row in rows)

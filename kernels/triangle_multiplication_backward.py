@@ -28,8 +28,8 @@ from .launch import Architecture, Call, Launch, accumulator, architecture, compi
 from .triangle_multiplication_backward_input import input_gradient_kernel, input_weights_kernel
 from .triangle_multiplication_backward_output import output_gradient_kernel, output_weights_kernel
 from .triangle_multiplication_backward_plans import GradientTiles, gradient_tiles
-from .triangle_multiplication_contract import plan_product
-from .triangle_multiplication_forward import plan_input
+from .triangle_multiplication_contract import plan_product, product_kernel
+from .triangle_multiplication_forward import input_kernel, plan_input
 from .triangle_multiplication_tiles import accumulator_type, as_operands, dot_precision, operand_type
 
 PROGRAMS = 256  # that share the pairs of a weight gradient, about; the same on every device, and so are the sums
@@ -198,7 +198,7 @@ def run_backward(grad: Tensor, t: Tensor, x: Tensor, mask: Tensor | None, *rest:
 
 
 def backward_cases(arch: Architecture) -> Iterator[tuple[str, Launch]]:
-    """The launches to compile ahead of time, of typical calls."""
+    """The launches to compile ahead of time, of typical calls; the forward pass's kernels are compiled with it."""
     names = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -219,7 +219,8 @@ def backward_cases(arch: Architecture) -> Iterator[tuple[str, Launch]]:
         x, t = empty(1, 256, 256, c, dtype=dtype), empty(1, d, 256, 256, dtype=dtype)
         mask = empty(1, 256, 256, dtype=accumulator(dtype))
         steps = plan_backward(x, t, x, mask, parameters, True, gate_first, 1e-5, precision, arch)[2]
-        for step in steps:
-            if isinstance(step, Launch):
-                gate = "-gate_first" if gate_first else ""
-                yield f"backward-{names[dtype]}-c{c}-d{d}-{precision}{gate}", step
+        name = f"backward-{names[dtype]}-c{c}-d{d}-{precision}{'-gate_first' if gate_first else ''}"
+        launches = [step for step in steps if isinstance(step, Launch)]
+        products = [step for step in launches if step.kernel is product_kernel]
+        yield from ((f"{name}-{which}", step) for which, step in zip(("da", "db"), products, strict=False))
+        yield from ((name, step) for step in launches if step.kernel not in (input_kernel, product_kernel))

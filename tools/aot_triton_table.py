@@ -11,15 +11,14 @@ from paperops.testing import aot_triton
 def main() -> None:
     kernels = importlib.import_module("paperops.kernels")
     modules = [f"paperops.kernels.{found.name}" for found in pkgutil.iter_modules(kernels.__path__)]
+    modules = [module for module in modules if hasattr(importlib.import_module(module), "aot_cases")]
+    cases = [case for module in modules for target in aot_triton.TARGETS for case in aot_triton.cases(module, target)]
     rows: dict[str, dict[str, str]] = {}
-    for module in modules:
-        if not hasattr(importlib.import_module(module), "aot_cases"):
-            continue
-        for target in aot_triton.TARGETS:
-            for case in aot_triton.cases(module, target):
-                used = aot_triton.resources(case)
-                spilled = f" ({used.spills} spilled)" if used.spills else ""
-                rows.setdefault(case.name, {})[target] = f"{used.registers}/{used.shared}{spilled}"
+    with aot_triton.compilers() as submit:
+        for case, future in [(case, submit(case)) for case in cases]:
+            used = future.result()
+            spilled = f" ({used.spills} spilled)" if used.spills else ""
+            rows.setdefault(case.name, {})[case.target] = f"{used.registers}/{used.shared}{spilled}"
     width = max((len(name) for name in rows), default=0)
     print(f"{'kernel: registers/shared bytes':{width}}", *(f"{target:>12}" for target in aot_triton.TARGETS))
     for name, cells in rows.items():

@@ -10,14 +10,20 @@ that real calls run. Everything else, from signatures to registers, is here and 
     from paperops.testing import aot_triton
     for case in aot_triton.cases("paperops.kernels.nearest", "sm_90"):
         print(case.name, aot_triton.resources(case))
+
+`compilers` does the same with all processors.
 """
 
+import contextlib
+import functools
 import importlib
+import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +59,8 @@ class Case:
     name: str
     target: str
     launch: "Launch"
+    module: str
+    number: int  # among the module's cases for the target
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,9 @@ class Resources:
 def cases(module: str, target: str) -> Iterator[Case]:
     """The launches that a kernel module declares, for one target."""
     launch = importlib.import_module(f"{module.rpartition('.')[0]}.launch")
-    for name, planned in importlib.import_module(module).aot_cases(launch.KNOWN_ARCHITECTURES[target]):
-        yield Case(f"{name}:{planned.kernel.__name__}", target, planned)
+    planned = importlib.import_module(module).aot_cases(launch.KNOWN_ARCHITECTURES[target])
+    for number, (name, found) in enumerate(planned):
+        yield Case(f"{name}:{found.kernel.__name__}", target, found, module, number)
 
 
 def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
@@ -132,6 +141,25 @@ def resources(case: Case) -> Resources:
     if "cubin" in compiled.asm:
         return _read_cubin(compiled.asm["cubin"], compiled.metadata.shared)
     return _read_amdgcn(compiled.asm["amdgcn"])
+
+
+@contextlib.contextmanager
+def compilers() -> Iterator[Callable[[Case], "Future[Resources]"]]:
+    """A process for each processor: what is yielded hands a case to them, and they find its resources."""
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        yield lambda case: pool.submit(_resources, case.module, case.target, case.number)
+        pool.shutdown(cancel_futures=True)
+
+
+_cases = functools.cache(lambda module, target: list(cases(module, target)))
+
+
+def _resources(module: str, target: str, number: int) -> Resources:
+    """Of a case that another process names. Compilers' errors cannot travel; their texts can."""
+    try:
+        return resources(_cases(module, target)[number])
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
 
 
 def _read_cubin(cubin: bytes, shared: int) -> Resources:
