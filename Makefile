@@ -51,6 +51,8 @@ gpu: install  ## on a machine with a GPU: test, check and measure into OUT=gpu-r
 	$(PY) -m pytest $(ARGS) | tee $(OUT)/test.txt
 	$(PY) -m paperops check --device cuda | tee $(OUT)/check.txt
 	$(PY) -m paperops bench --device cuda --out $(OUT)/bench | tee $(OUT)/bench.txt
+	$(PY) -m paperops bench triangle_multiplication --device cuda --dtype bfloat16 --out $(OUT)/bench | tee -a $(OUT)/bench.txt
+	$(PY) -m paperops.benchmarks.gpu_mode_trimul | tee $(OUT)/gpu-mode-trimul.txt
 	$(PY) -m paperops evidence | tee $(OUT)/evidence.txt
 
 clean:  ## remove what was built, and .venv
