@@ -107,6 +107,17 @@ def _autocast(op: Callable[..., Any], device_type: str, positions: Sequence[int]
     return kernel
 
 
+class _Saved:
+    """A Function's context whose saved tensors have been unpacked, once."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.saved_tensors = ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
 def _autograd(op: Callable[..., Any], save: Callable[..., None], backward: Callable[..., Any]) -> Any:
     """The kernel for the dispatcher's Autograd key: records the derivative where an input requires a gradient.
 
@@ -129,8 +140,9 @@ def _autograd(op: Callable[..., Any], save: Callable[..., None], backward: Calla
         def backward(ctx: Any, *gradients: Any) -> Any:
             if torch.is_grad_enabled():  # a second derivative may follow
                 return backward(ctx, *gradients)
+            saved = _Saved(ctx)  # unpacked here: activation checkpointing computes them again, and records that
             with torch._C._AutoDispatchBelowAutograd():  # nothing is recorded: spare each op the way through autograd
-                return backward(ctx, *gradients)
+                return backward(saved, *gradients)
 
     def kernel(*arguments: Any) -> Any:
         for argument in arguments:
