@@ -5,7 +5,7 @@ Every op exists under one name on every floor: ``paperops.<op>`` (fused, differe
 tells which implementations are there and which would run.
 """
 
-from paperops import nn, reference
+from paperops import geometry, nn, reference
 from paperops.backends import BackendError, use_backend
 from paperops.ops import (
     KNN,
@@ -26,6 +26,7 @@ __all__ = [
     "FScore",
     "chamfer_distance",
     "f_score",
+    "geometry",
     "hausdorff_distance",
     "knn",
     "nn",

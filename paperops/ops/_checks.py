@@ -165,14 +165,27 @@ def positive_int(name: str, value: object) -> int:
     return number
 
 
+def _as_float(value: numbers.Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
+
+
+def probability(name: str, value: object) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not 0 <= value <= 1:  # type: ignore[operator]
+        raise ValueError(f"{name} must be a probability, from 0 to 1; got {value}")
+    return float(value)
+
+
 def radius(value: object) -> float:
     """A finite number that is not negative."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"radius must be a number; got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = float("inf")
+    number = _as_float(value)
     if not 0 <= number < float("inf"):
         raise ValueError(f"radius must be finite and not negative; got {number}")
     return number
@@ -212,7 +225,9 @@ def pair_mask(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
     if value.dtype != torch.bool and value.dtype not in _POINT_DTYPES:
         raise TypeError(f"{name} must be bool or floating, 1 = keep; got {value.dtype}")
     if value.shape != x.shape[:-1]:
-        raise ValueError(f"{name} must have shape {list(x.shape[:-1])}, one value a pair; got {list(value.shape)}")
+        raise ValueError(
+            f"{name} must have shape {list(x.shape[:-1])}, one value a pair: expand it; got {list(value.shape)}"
+        )
     if value.device != x.device:
         raise ValueError(f"{name} must be on the device of the pair tensor, {x.device}; got {value.device}")
     if value.requires_grad:
@@ -220,19 +235,45 @@ def pair_mask(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
     return value.to(result_dtype(x.dtype)).reshape(math.prod(x.shape[:-3]), *x.shape[-3:-1])
 
 
-def parameter(name: str, value: Tensor | None, shape: tuple[int, ...], what: str, x: Tensor) -> None:
-    """A parameter of this shape on the device of x, in the dtype that x is worked on in, or float32 beside halves."""
-    if value is None:
+def parameter(
+    name: str,
+    value: Tensor | None,
+    shape: tuple[int, ...],
+    what: str,
+    x: Tensor,
+    *,
+    of: str = "x",
+    required: bool = False,
+    exact: bool = False,
+) -> None:
+    """A tensor of this shape on the device of x, in the dtype that x is worked on in, or float32 beside halves.
+
+    ``of`` is what the caller calls x; None is not allowed if ``required``, nor float32 beside halves if ``exact``.
+    """
+    if value is None and not required:
         return
-    tensor(name, value)
+    value = tensor(name, value)
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, {what}; got {list(value.shape)}")
     working = working_dtype(x)
-    if value.dtype not in (working, result_dtype(working)):
-        wide = "" if working == result_dtype(working) else " or torch.float32"
-        raise TypeError(f"{name} must have dtype {working}{wide} for x of {x.dtype}; got {value.dtype}")
+    allowed = [working, result_dtype(working)]
+    if working == allowed[1] or (exact and working == x.dtype):  # autocast makes one dtype of all
+        allowed = [working]
+    if value.dtype not in allowed:
+        raise TypeError(
+            f"{name} must have dtype {' or '.join(map(str, allowed))} for {of} of {x.dtype}; got {value.dtype}"
+        )
     if value.device != x.device:
-        raise ValueError(f"{name} must be on the device of x, {x.device}; got {value.device}")
+        raise ValueError(f"{name} must be on the device of {of}, {x.device}; got {value.device}")
+
+
+def parameter_of_rank(name: str, value: object, rank: int) -> None:
+    """A dense tensor of a floating dtype and so many dimensions."""
+    value = tensor(name, value)
+    if value.dtype not in _POINT_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {value.dtype}")
+    if value.dim() != rank:
+        raise ValueError(f"{name} must have {rank} dimension{'s' * (rank > 1)}; got {list(value.shape)}")
 
 
 def precision(value: object, x: Tensor) -> int:
@@ -267,6 +308,68 @@ def positive_number(name: str, value: object) -> float:
     """A finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not 0 < float(value) < float("inf"):
-        raise ValueError(f"{name} must be positive and finite; got {value}")
-    return float(value)
+    number = _as_float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name} must be positive and finite; got {number}")
+    return number
+
+
+# --- frames and points ---------------------------------------------------------------------------------------------
+
+
+def vectors(name: str, value: object, size: int, what: str, like: tuple[str, Tensor] | None = None) -> Tensor:
+    """Vectors [*, size] of a floating dtype; of the dtype and on the device of another tensor, where that is named."""
+    value = tensor(name, value)
+    if value.dim() < 1 or value.shape[-1] != size:
+        raise ValueError(f"{name} must have shape [*, {size}], {what}; got {list(value.shape)}")
+    if value.dtype not in _POINT_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {value.dtype}")
+    if like is not None:
+        other_name, other = like
+        if value.dtype != other.dtype:
+            raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}; got {value.dtype}")
+        if value.device != other.device:
+            raise ValueError(f"{name} must be on the device of {other_name}, {other.device}; got {value.device}")
+    return value
+
+
+def frames(rotations_name: str, rotations: object, translations_name: str, translations: object) -> None:
+    """Rotations [*, 3, 3] and translations [*, 3] of one floating dtype on one device."""
+    rotations = vectors(rotations_name, rotations, 3, "3 x 3 matrices")
+    if rotations.dim() < 2 or rotations.shape[-2] != 3:
+        raise ValueError(f"{rotations_name} must have shape [*, 3, 3]; got {list(rotations.shape)}")
+    translations = vectors(translations_name, translations, 3, "one point each", like=(rotations_name, rotations))
+    if translations.shape[:-1] != rotations.shape[:-2]:
+        raise ValueError(
+            f"{translations_name} must have shape {list(rotations.shape[:-1])}, one for each of {rotations_name}; "
+            f"got {list(translations.shape)}"
+        )
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+
+def heads(name: str, value: object) -> Tensor:
+    """A tensor [B, N, H, C] of a floating dtype, of at least one head and one channel."""
+    value = tensor(name, value)
+    if value.dim() != 4 or value.shape[2] == 0 or value.shape[3] == 0:
+        raise ValueError(f"{name} must have shape [B, N, heads, channels], 1 each at least; got {list(value.shape)}")
+    if value.dtype not in _POINT_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {value.dtype}")
+    return value
+
+
+def residue_mask(name: str, value: Tensor | None, shape: torch.Size, x: Tensor) -> Tensor | None:
+    """A mask [B, N] of residues, as bool."""
+    if value is None:
+        return None
+    tensor(name, value)
+    if value.dtype != torch.bool and value.dtype not in _POINT_DTYPES:
+        raise TypeError(f"{name} must be bool or floating, 1 = keep; got {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, one value a residue; got {list(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of q, {x.device}; got {value.device}")
+    if value.requires_grad:
+        raise ValueError(f"{name} takes no gradient: pass {name}.detach()")
+    return value != 0
