@@ -35,7 +35,8 @@ void measure(const S* v, int64_t row_stride, int64_t rows, const Norm<T>& norm, 
     });
     const T rest = sum<T>(total) / width;  // by how much the mean was rounded
     statistics.mean[r] = mean + rest;
-    statistics.scale[r] = 1 / std::sqrt(sum<T>(squares) / width - rest * rest + norm.eps);
+    // Fused: the square of a large rest alone is infinite.
+    statistics.scale[r] = 1 / std::sqrt(std::fma(-rest, rest, sum<T>(squares) / width) + norm.eps);
   }
 }
 

@@ -37,10 +37,22 @@ void check_mask(const Optional& mask, const Tensor& x) {
                   "mask must be [B, N, N], float64 for float64 and float32 otherwise");
 }
 
-void check_parameter(const Optional& value, int64_t size, ScalarType type) {
-  STD_TORCH_CHECK(!value.has_value() || (value->numel() == size && (value->scalar_type() == type ||
-                                                                   value->scalar_type() == accumulator(type))),
-                  "a parameter has the wrong size or dtype");
+void check_dtype(const Tensor& value, ScalarType type) {
+  STD_TORCH_CHECK(value.scalar_type() == type || value.scalar_type() == accumulator(type),
+                  "a parameter has the wrong dtype");
+}
+
+void check_vector(const Optional& value, int64_t size, ScalarType type) {
+  if (value.has_value()) {
+    STD_TORCH_CHECK(value->dim() == 1 && value->size(0) == size, "a parameter has the wrong shape");
+    check_dtype(*value, type);
+  }
+}
+
+void check_matrix(const Tensor& value, int64_t rows, int64_t columns, ScalarType type) {
+  STD_TORCH_CHECK(value.dim() == 2 && value.size(0) == rows && value.size(1) == columns,
+                  "a parameter has the wrong shape");
+  check_dtype(value, type);
 }
 
 Sizes check(const Tensor& x, const Optional& mask, const Parameters& given, bool outgoing, bool gate_first, double eps) {
@@ -50,18 +62,18 @@ Sizes check(const Tensor& x, const Optional& mask, const Parameters& given, bool
   const int64_t c = sizes.channels, d = sizes.hidden, q = sizes.gate();
   const ScalarType type = x.scalar_type();
   check_mask(mask, x);
-  check_parameter(given.norm_in_weight, c, type);
-  check_parameter(given.norm_in_bias, c, type);
-  check_parameter(given.p_in_weight, 2 * d * c, type);
-  check_parameter(given.p_in_bias, 2 * d, type);
-  check_parameter(given.g_in_weight, 2 * d * c, type);
-  check_parameter(given.g_in_bias, 2 * d, type);
-  check_parameter(given.norm_out_weight, d, type);
-  check_parameter(given.norm_out_bias, d, type);
-  check_parameter(given.p_out_weight, c * d, type);
-  check_parameter(given.p_out_bias, c, type);
-  check_parameter(given.g_out_weight, q * c, type);
-  check_parameter(given.g_out_bias, q, type);
+  check_vector(given.norm_in_weight, c, type);
+  check_vector(given.norm_in_bias, c, type);
+  check_matrix(given.p_in_weight, 2 * d, c, type);
+  check_vector(given.p_in_bias, 2 * d, type);
+  check_matrix(given.g_in_weight, 2 * d, c, type);
+  check_vector(given.g_in_bias, 2 * d, type);
+  check_vector(given.norm_out_weight, d, type);
+  check_vector(given.norm_out_bias, d, type);
+  check_matrix(given.p_out_weight, c, d, type);
+  check_vector(given.p_out_bias, c, type);
+  check_matrix(given.g_out_weight, q, c, type);
+  check_vector(given.g_out_bias, q, type);
   return sizes;
 }
 

@@ -12,7 +12,8 @@ What is accepted or done differently:
 
 - ``precision="tf32"`` and ``"tf32x3"`` are refused, with ValueError, where they are not there: for float64, and on a
   CPU for float32;
-- under autocast x is rounded to its dtype before the first normalisation too (there: after it, since 0.13);
+- under autocast a float32 x is rounded to its dtype before the first normalisation, less the mean of its row (there:
+  after it, since 0.13);
 - the mask takes no gradient: one that requires it is refused;
 - wrong shapes, dtypes and devices are ValueError or TypeError, before anything runs.
 """
@@ -110,6 +111,13 @@ def triangle_multiplicative_update(
         except RuntimeError:
             message = f"mask must have shape {list(x.shape[:-1])} or broadcast to it; got {list(mask.shape)}"
             raise ValueError(message) from None
+    given = (
+        norm_in_weight, norm_in_bias, p_in_weight, p_in_bias, g_in_weight, g_in_bias,
+        norm_out_weight, norm_out_bias, p_out_weight, p_out_bias, g_out_weight, g_out_bias,
+    )  # fmt: skip
+    for what, value in zip(PARAMETERS, given):
+        if value is not None:
+            _checks.parameter_of_rank(what, value, 2 if what[1:] in ("_in_weight", "_out_weight") else 1)
     p_in_weight, g_in_weight, p_out_weight, g_out_weight = _drawn(
         x, p_in_weight, g_in_weight, p_out_weight, g_out_weight
     )
@@ -118,6 +126,7 @@ def triangle_multiplicative_update(
         norm_out_weight, norm_out_bias, p_out_weight, p_out_bias, g_out_weight, g_out_bias,
     ]  # fmt: skip
     name = _precision_name(precision)
+    _checks.pair_mask("mask", mask, x)
     if name == "bfloat16":
         name = "none"
         x, mask = x.bfloat16(), None if mask is None else mask.bfloat16()

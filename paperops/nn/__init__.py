@@ -1,7 +1,7 @@
-"""Torch modules on paperops' ops: OpenFold's constructor arguments, forward arguments and state-dict keys.
+"""Torch modules on paperops' ops: OpenFold's sizes as constructor arguments, and its state-dict keys.
 
 A checkpoint of OpenFold's loads with ``strict=True``; :func:`convert_triangle_multiplication` brings other layouts
-there.
+there. Arguments that steer OpenFold's own chunking and in-place updates are not there: see each module.
 """
 
 from paperops.nn.checkpoints import convert_triangle_multiplication

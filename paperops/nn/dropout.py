@@ -42,18 +42,21 @@ class _SharedDropout(nn.Module):
 
     def __init__(self, r: float) -> None:
         super().__init__()
-        self.r = r = float(r)
-        if not 0 <= r <= 1:
-            raise ValueError(f"r must be a probability, from 0 to 1; got {r}")
+        self.r = _checks.probability("r", r)
 
     def forward(self, update: Tensor, residual: Tensor | None = None) -> Tensor:
-        """residual + dropout(update), or dropout(update): ``[*, N, N, C]`` as both are."""
+        """residual + dropout(update), or dropout(update): ``[*, rows, columns, C]`` as both are."""
         _checks.tensor("update", update)
         if update.dim() < 3 or not update.is_floating_point():
             got = f"{update.dtype} {list(update.shape)}"
             raise ValueError(f"update must be floating, of shape [*, rows, columns, channels]; got {got}")
-        if residual is not None and _checks.tensor("residual", residual).shape != update.shape:
-            raise ValueError(f"residual must have update's shape, {list(update.shape)}; got {list(residual.shape)}")
+        if residual is not None:
+            if _checks.tensor("residual", residual).shape != update.shape:
+                raise ValueError(f"residual must have update's shape, {list(update.shape)}; got {list(residual.shape)}")
+            if not residual.is_floating_point():
+                raise TypeError(f"residual must have a floating dtype; got {residual.dtype}")
+            if residual.device != update.device:
+                raise ValueError(f"residual must be on the device of update, {update.device}; got {residual.device}")
         if not self.training or self.r == 0:
             return update if residual is None else residual + update
         shape = list(update.shape)
@@ -75,9 +78,9 @@ class DropoutRowwise(_SharedDropout):
     Args:
         r: probability of dropping, from 0 to 1.
 
-    ``forward(update, residual=None)``: u and z, ``[*, N, N, C]`` of one shape, z 0 where it is None. Each leading index
-    has a mask of its own, ``[1, N, C]``. In evaluation mode the update, or the plain sum, is returned. The result has
-    the dtype of a sum of the two: a float32 residual with a bfloat16 update gives float32.
+    ``forward(update, residual=None)``: u and z, ``[*, rows, columns, C]`` of one shape, z 0 where it is None. Each
+    leading index has a mask of its own, ``[1, columns, C]``. In evaluation mode the update, or the plain sum, is
+    returned. The result has the dtype of a sum of the two: a float32 residual with a bfloat16 update gives float32.
 
     Draws N C random numbers for each leading index, from torch's generator of the device, and saves those 0s and 1s
     alone for backward: neither tensor, nor a mask of their size. One pass over both tensors. Differentiable any number

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from paperops.nn.initialisation import lecun_normal, open_gate, zero
 from paperops.ops import _checks, triangle_multiplicative_update
+from paperops.reference.nearest import result_dtype
 
 
 class TriangleMultiplicativeUpdate(nn.Module):
@@ -42,6 +43,13 @@ class TriangleMultiplicativeUpdate(nn.Module):
         floating, 1 = keep. Returns the update ``[*, N, N, C]`` in z's dtype, or autocast's.
 
     z is float16, bfloat16, float32 or float64, the parameters of z's dtype, or float32 beside a 16-bit z.
+
+    The submodules hold parameters and are never called: hooks on them do not run, and what has to be called (an
+    adapter, a quantised layer) is refused in their place. Parametrizations work, since they give a weight.
+
+    Coming from OpenFold: ``_outgoing`` is ``outgoing`` here, and ``inplace_safe`` and ``_inplace_chunk_size`` have no
+    counterpart, since ``low_memory`` does what they are for. With ``_add_with_inplace`` that module adds the residual;
+    write ``z = z + update(z, mask)``.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, each named; nothing has been computed then.
@@ -109,6 +117,7 @@ class TriangleMultiplicativeUpdate(nn.Module):
         _checks.pair("z", z)
         if z.shape[-1] != self.c_z:
             raise ValueError(f"z must have c_z = {self.c_z} channels; got {list(z.shape)}")
+        self._check_children(z)
         recorded = torch.is_grad_enabled() and (z.requires_grad or any(p.requires_grad for p in self.parameters()))
         return triangle_multiplicative_update(
             z,
@@ -129,6 +138,26 @@ class TriangleMultiplicativeUpdate(nn.Module):
             low_memory=self.low_memory and not recorded,
         )
 
+    def _check_children(self, z: Tensor) -> None:
+        """Their parameters are read and they are never called: what must be called may not stand in their place."""
+        for name, child in self.named_children():
+            if not isinstance(child, nn.LayerNorm if "norm" in name else nn.Linear):
+                raise TypeError(
+                    f"{name} must be a torch.nn.{'LayerNorm' if 'norm' in name else 'Linear'}, whose parameters the "
+                    f"fused op reads; got {type(child).__name__}: merge an adapter into its weight first"
+                )
+        if self.layer_norm_in.eps != self.layer_norm_out.eps:
+            raise ValueError(
+                "layer_norm_in and layer_norm_out must have one eps; "
+                f"got {self.layer_norm_in.eps} and {self.layer_norm_out.eps}"
+            )
+        dtype, working = self.linear_z.weight.dtype, _checks.working_dtype(z)
+        if dtype not in (working, result_dtype(working)):
+            raise TypeError(
+                f"z of {z.dtype} does not go with parameters of {dtype}: convert the one or the other"
+                + ("" if working == z.dtype else f" (autocast takes z as {working})")
+            )
+
     def extra_repr(self) -> str:
         given = f"c_z={self.c_z}, c_hidden={self.c_hidden}, outgoing={self.outgoing}"
         if self.linear_z.bias is None:
@@ -141,7 +170,10 @@ class TriangleMultiplicativeUpdate(nn.Module):
 def _stacked(a: nn.Linear, b: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """The op's weight [2D, C] and bias [2D]: the rows of a, then those of b."""
     weight = torch.cat([a.weight, b.weight])
-    return weight, None if a.bias is None or b.bias is None else torch.cat([a.bias, b.bias])
+    if a.bias is None and b.bias is None:
+        return weight, None
+    biases = (side.weight.new_zeros(side.out_features) if side.bias is None else side.bias for side in (a, b))
+    return weight, torch.cat(list(biases))
 
 
 class TriangleMultiplicationOutgoing(TriangleMultiplicativeUpdate):

@@ -290,8 +290,11 @@ def triangle_multiplicative_update(
         low_memory: bound the memory beyond x and the result to N^2 C / 2 elements (for D up to C), at some cost in time
             on a GPU and none on a CPU. Only where no gradient is recorded.
 
-    The parameters have x's dtype, or float32 beside a 16-bit x. Under autocast x is taken in autocast's dtype. Sums and
-    both normalisations are float32 at least, and the result has x's dtype.
+    The parameters have x's dtype, or float32 beside a 16-bit x. Sums and both normalisations are float32 at least, and
+    the result has x's dtype. Under autocast x is taken in autocast's dtype; a float32 x less the mean of its row, which
+    the normalisation takes off in any case, so that it loses no more digits than if it were normalised first. Between
+    the kernels a, b and t have x's dtype: in float16, as in plain torch, a t beyond 65504 is infinite, and what it
+    touches NaN (bfloat16 has float32's range).
 
     Returns:
         y, ``[*, N, N, C]``.
@@ -339,6 +342,9 @@ def triangle_multiplicative_update(
     if keep and low_memory:
         raise ValueError("low_memory keeps nothing for a backward pass: call under torch.no_grad(), or leave it False")
     options = direction == "outgoing", gate_first, _checks.positive_number("eps", eps), _checks.precision(precision, x)
+    working = _checks.working_dtype(x)
+    if x.dtype == torch.float32 != working:  # autocast will round x: to an error of its spread, not of its mean
+        x = (x - x.mean(-1, keepdim=True)).to(working)
     flat = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])  # [B, N, N, C]
     out = update_op(flat, mask, *parameters, *options, keep, low_memory)[0]
     return out.reshape(x.shape)

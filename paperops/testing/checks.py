@@ -74,6 +74,7 @@ def _compare_all(
             a.dtype if a.is_floating_point() else dtype,
             entry.tolerance.get(dtype),
             entry.roundings.get(a.dtype),
+            entry.unit,
         )
         for number, (a, b, c) in enumerate(zip(ours, plain, exact, strict=True))
     ]
@@ -221,19 +222,23 @@ def empty_batch(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[
 
 
 def autocast(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
-    """Under autocast, half precision and float32 may be mixed: the result is that of inputs cast as the entry says."""
+    """Under autocast, halves and float32 may be mixed: inputs are cast as the entry says, or more digits are kept."""
     for sample in samples_due(entry, device, dtype):
         single = map_tensors(sample.arguments, lambda _, value: value.float() if value.is_floating_point() else value)
         floating = [name for name, value in single.items() if torch.is_tensor(value) and value.is_floating_point()]
         mixed = {**sample.arguments, **{name: single[name] for name in floating[1::2]}}
         if entry.autocast_arguments:  # they are cast to autocast's dtype, float32 or not; the rest stays as it is
-            cast = {**mixed, **{name: sample.arguments[name] for name in entry.autocast_arguments}}
+            taken = [name for name in entry.autocast_arguments if name in sample.arguments]
+            cast = {**mixed, **{name: sample.arguments[name] for name in taken}}
             with torch.autocast(device.type, dtype):
                 inside = call(entry.function, entry, cast)
-                wide = {**mixed, **{name: single[name] for name in entry.autocast_arguments}}
+                wide = {**mixed, **{name: single[name] for name in taken}}
                 from_single = flatten(entry.function(**wide))
             same_bits(f"sample {sample}, autocast, with gradients", call(entry.function, entry, cast), inside)
-            same_bits(f"sample {sample}, autocast of float32", inside[: len(from_single)], from_single)
+            # Of float32 an op may keep more digits than a cast would.
+            exact = flatten(entry.reference(**as_double(wide)))
+            plain = inside[: len(exact)]
+            _compare_all(entry, f"sample {sample}, autocast of float32, result", from_single, plain, exact, dtype)
             continue
         with torch.autocast(device.type, dtype):
             ours = flatten(entry.function(**mixed))
@@ -293,6 +298,20 @@ def transforms(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[E
             continue
         expected = torch.stack([(a.detach() * b).sum() for a, b in zip(once, inputs, strict=True)]).sum()
         all_close(f"sample {sample}, torch.func.jvp", [tangent], [expected])
+    return []
+
+
+def checkpointed(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
+    """Under activation checkpointing, which runs the op again when a saved tensor is asked for, nothing changes."""
+    from torch.utils.checkpoint import checkpoint
+
+    for sample in samples_due(entry, device, dtype):
+
+        def again(**arguments: Any) -> Any:
+            return checkpoint(entry.function, **arguments, use_reentrant=False)
+
+        expected = call(entry.function, entry, sample.arguments)
+        same_bits(f"sample {sample}, checkpointed", expected, call(again, entry, sample.arguments))
     return []
 
 
@@ -382,6 +401,7 @@ CHECKS: dict[str, Check] = {
         autocast,
         vmap,
         transforms,
+        checkpointed,
         refused,
         overwritten,
         deterministic,
@@ -391,7 +411,7 @@ CHECKS: dict[str, Check] = {
 """Every generic check by name."""
 
 FLOAT64_ONLY = ("gradcheck",)
-DTYPE_FREE = ("refused", "opcheck", "compiles", "vmap", "transforms", "expanded")
+DTYPE_FREE = ("refused", "opcheck", "compiles", "vmap", "transforms", "checkpointed", "expanded")
 """Checks that say nothing new for another dtype: run for float32 alone."""
 
 OF_KERNELS = ("values", "gradients", "gradcheck", "empty_batch", "overwritten")

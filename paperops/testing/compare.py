@@ -40,6 +40,7 @@ def compare(
     rounding: torch.dtype,
     tolerance: float | None = None,
     roundings: int | None = None,
+    unit: float = 0.0,
 ) -> Error:
     """Hold one result to the rule.
 
@@ -51,6 +52,8 @@ def compare(
         rounding: the dtype whose unit roundoff, at the largest exact value, is allowed in addition.
         tolerance: replaces the rule.
         roundings: how many roundings are allowed in addition, instead of one (of 32 in float64).
+        unit: the size of the terms that the result is a sum of, where they may cancel: 32 roundings of it, in float32
+            at least, are allowed too.
 
     Raises:
         CheckFailure: shapes differ, integers differ, NaN or infinities stand elsewhere, or the error is too large.
@@ -84,6 +87,7 @@ def compare(
         # In float64 the definition is its own exact value: nothing but a few roundings is left to allow.
         roundings = roundings or (FLOAT64_ROUNDINGS if rounding == torch.float64 else 1)
         allowed = 2 * plain_error + roundings * torch.finfo(rounding).eps * scale
+        allowed += 32 * torch.finfo(torch.promote_types(rounding, torch.float32)).eps * unit
     if error > allowed:
         raise CheckFailure(
             f"{what}: error {error:.3g} against float64; plain torch {plain_error:.3g}, allowed {allowed:.3g}"

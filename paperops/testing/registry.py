@@ -91,6 +91,7 @@ class Entry:
         tolerance: absolute tolerance by dtype, only where the general rule cannot be applied.
         roundings: by dtype, how many roundings of the largest value are allowed beside twice plain torch's error, where
             one (32 in float64) is too few, with the reason.
+        unit: the size of the terms of sums that may cancel, so that rounding errors are of this size, not the result's.
         autocast_arguments: the arguments that autocast takes in its own dtype, as it does those of matrix products;
             where there are none, it takes all floating ones as float32.
         exceptions: generic check to the reason why it does not hold for this op.
@@ -111,6 +112,7 @@ class Entry:
     twice: bool = False
     tolerance: dict[torch.dtype, float] = field(default_factory=dict)
     roundings: dict[torch.dtype, int] = field(default_factory=dict)
+    unit: float = 0.0
     backward_cost: Callable[[Sample], Cost] | None = None
     autocast_arguments: tuple[str, ...] = ()
     exceptions: dict[str, str] = field(default_factory=dict)

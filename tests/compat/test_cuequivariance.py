@@ -238,6 +238,16 @@ def test_refused():
         ({"mask": [1.0]}, TypeError, "mask must be a torch.Tensor"),
         ({"g_in_weight": torch.randn(3, 4)}, ValueError, "g_in_weight must have shape"),
         ({"eps": 0}, ValueError, "eps must be positive"),
+        ({"eps": 10**400}, ValueError, "eps must be positive and finite; got inf"),
+        ({"precision": "bfloat16", "p_out_weight": torch.ones(4, 2).long()}, TypeError, "p_out_weight must be float16"),
+        ({"precision": "bfloat16", "mask": torch.ones(1, 3, 3).long()}, TypeError, "mask must be bool or floating"),
+        ({"p_in_weight": [1.0], "p_out_weight": None}, TypeError, "p_in_weight must be a torch.Tensor; got list"),
+        (
+            {"p_in_weight": p["p_in_weight"][None], "p_out_weight": None},
+            ValueError,
+            "p_in_weight must have 2 dimensions",
+        ),
+        ({"norm_in_bias": torch.tensor(0.0)}, ValueError, r"norm_in_bias must have 1 dimension; got \[\]"),
     ):
         with pytest.raises(error, match=said):
             triangle_multiplicative_update(**{"x": x, **p, **arguments})

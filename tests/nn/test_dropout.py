@@ -184,6 +184,13 @@ def test_refused(kind):
     for r in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="r must be a probability"):
             cls(r)
+    for r in ("0.5", True, None, [0.5], torch.tensor(0.5)):
+        with pytest.raises(TypeError, match="r must be a number"):
+            cls(r)
+    with pytest.raises(TypeError, match="residual must have a floating dtype; got torch.int64"):
+        cls(0.25)(torch.zeros(5, 5, 3), torch.zeros(5, 5, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="residual must be on the device of update, cpu; got meta"):
+        cls(0.25)(torch.zeros(5, 5, 3), torch.zeros(5, 5, 3, device="meta"))
     with pytest.raises(ValueError, match=r"update must be floating.*got torch.float32 \[5, 3\]"):
         cls(0.25)(torch.zeros(5, 3))
     with pytest.raises(ValueError, match="update must be floating.*got torch.int64"):

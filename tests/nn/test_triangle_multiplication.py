@@ -340,3 +340,61 @@ def test_refused():
     ):
         with pytest.raises(error, match=said):
             TriangleMultiplicativeUpdate(*arguments, **options)
+
+
+class _Adapter(torch.nn.Module):
+    """A layer around a layer, as adapters of low rank are: it has a weight, and does more than that."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+
+
+def test_children_that_must_be_called_are_refused():
+    """The op reads weights: what it would pass over may not stand there."""
+    module, z = TriangleMultiplicativeUpdate(4, 3), torch.randn(1, 5, 5, 4)
+    module.linear_z = _Adapter(module.linear_z)
+    with pytest.raises(TypeError, match=r"linear_z must be a torch.nn.Linear.*got _Adapter"):
+        module(z)
+    module = TriangleMultiplicativeUpdate(4, 3)
+    module.layer_norm_out = torch.nn.Identity()
+    with pytest.raises(TypeError, match=r"layer_norm_out must be a torch.nn.LayerNorm.*got Identity"):
+        module(z)
+    module = TriangleMultiplicativeUpdate(4, 3)
+    module.layer_norm_out.eps = 1e-3
+    with pytest.raises(ValueError, match="must have one eps; got 1e-05 and 0.001"):
+        module(z)
+    module = torch.nn.utils.parametrizations.weight_norm(TriangleMultiplicativeUpdate(4, 3).linear_a_p)
+    assert isinstance(module, torch.nn.Linear)  # a parametrized layer still is one
+
+
+def test_a_bias_of_one_side_only():
+    module = made(4, 3, True)
+    z = torch.randn(1, 5, 5, 4, dtype=torch.float64)
+    other = copy.deepcopy(module)
+    module.linear_a_p.bias = None
+    with torch.no_grad():
+        other.linear_a_p.bias.zero_()
+    assert torch.equal(module(z), other(z))
+
+
+def test_dtypes_that_do_not_go_together():
+    with pytest.raises(TypeError, match=r"z of torch.float32 does not go with parameters of torch.float16"):
+        TriangleMultiplicativeUpdate(4, 3).half()(torch.randn(1, 5, 5, 4))
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"autocast takes z as torch.bfloat16"):
+        TriangleMultiplicativeUpdate(4, 3).half()(torch.randn(1, 5, 5, 4).half())
+
+
+def test_autocast_keeps_the_digits_of_a_residual_stream():
+    """A float32 z far from zero is not rounded as it stands: only what differs along a row counts."""
+    exact, z = made(64, 16, True), torch.randn(1, 24, 24, 64)
+    module = copy.deepcopy(exact).float()
+    errors = []
+    for offset in (0, 100):
+        with torch.no_grad():
+            right = exact((z + offset).double())
+            with torch.autocast("cpu", torch.bfloat16):
+                out = module(z + offset)
+        assert out.dtype == torch.bfloat16
+        errors.append(float((out.double() - right).abs().max() / right.abs().max()))
+    assert errors[1] < 1.2 * errors[0] and errors[0] < 0.05, errors

@@ -175,8 +175,10 @@ def test_float32_parameters_beside_halves(target, dtype):
     with torch.autocast(target[0], dtype):
         inside, found_inside = gradients(target, **given)
         single, _ = gradients(target, **{**given, "x": given["x"].float()})
-    for one, other in zip((out, *found, out), (inside, *found_inside, single), strict=True):
+    for one, other in zip((out, *found), (inside, *found_inside), strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
+    assert single.dtype == dtype  # of float32, more digits are kept
+    torch.testing.assert_close(single.double(), exact, rtol=0, atol=8 * eps * float(exact.abs().max()))
 
 
 def test_precision_is_honoured_or_refused():
@@ -411,3 +413,31 @@ def test_compiled_training_step():
         found.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
     for ours, right in zip(*found, strict=True):
         torch.testing.assert_close(ours, right)
+
+
+# --- numbers and direct calls --------------------------------------------------------------------------------------
+
+
+@backend
+def test_huge_values(target):
+    """Sums of squares are infinite from 1e19 on; what a norm takes off rounding errors must not be."""
+    given = arguments(target, n=5, channels=8, hidden=4, dtype=torch.float32)
+    for factor in (1e15, 1e33):
+        out = update(target, **{**given, "x": given["x"] * factor})
+        exact = reference.triangle_multiplicative_update(**{**given, "x": given["x"] * factor})
+        assert torch.equal(out.isfinite(), exact.isfinite()) and out.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["p_in_weight", "g_in_weight", "p_out_weight", "g_out_weight", "norm_in_bias"])
+def test_direct_calls_stay_within_their_tensors(name):
+    """The public function checks shapes; a call past it must not write outside of what was allocated."""
+    if backends.missing("native", "cpu") is not None:
+        pytest.skip(backends.missing("native", "cpu"))
+    given = arguments(("cpu", ""), n=4, channels=8, hidden=8, dtype=torch.float32)
+    x, t = given["x"], torch.randn(1, 8, 4, 4)
+    update(("cpu", "native"), **given)  # loads the library
+    backward = torch.ops.paperops.triangle_multiplication_backward.native
+    for change in (lambda value: value[None], lambda value: value.flatten()[:-1], lambda value: value[..., None]):
+        parameters = [change(given[key]) if key == name else given[key] for key in PARAMETERS]
+        with pytest.raises(RuntimeError, match=r"a parameter has the wrong shape|p_out_weight must be \[C, D\]"):
+            backward(x, t, x, None, *parameters, True, False, 1e-5, 0)
