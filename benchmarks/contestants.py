@@ -16,7 +16,7 @@ from paperops.backends import BackendError, use_backend
 from paperops.testing.registry import Entry, Sample, as_double, flatten, map_tensors, with_gradients
 
 from . import memory
-from .peers import Peer
+from .peers import Peer, names, select
 
 REFERENCE_OPERATIONS = {"cpu": 6e7, "cuda": 2e9}
 """Above so many operations the definition is not run: it is there to be read, and would take minutes and gigabytes."""
@@ -59,16 +59,20 @@ def ours(entry: Entry, device: torch.device) -> tuple[list[Contestant], dict[str
 
 
 def theirs(entry: Entry, peers: tuple[Peer, ...], device: torch.device) -> tuple[list[Contestant], dict[str, str]]:
-    """The peers that have the op and can run on the device; and why others cannot."""
+    """The peers that have the op and can run on the device; and why others that were or might be named do not."""
     found, absent = [], {}
     for peer in peers:
         reason, function = peer.available(device), peer.function(entry.name)
-        if reason is not None:
+        if function is None:
+            if not peer.unasked(device):
+                absent[peer.name] = f"it has no {entry.name}"
+        elif reason is not None:
             absent[peer.name] = reason
-        elif function is None:
-            absent[peer.name] = f"it has no {entry.name}"
         else:
             found.append(Contestant(peer.name, function, peer=peer))
+    for peer in select(names(), device):
+        if peer not in peers and peer.function(entry.name) is not None and peer.available(device) is None:
+            absent[peer.name] = f"it was not asked to (--against {peer.key})"
     return found, absent
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import os
 import platform
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def info(console: Console, arguments: argparse.Namespace) -> int:
 
     table = Table(title="implementations of torch.ops.paperops.*")
     for column in ("op", "tensors on", *backends.BACKENDS):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     notes: dict[str, int] = {}
     for op in backends.ops():
         for device in ("cpu", "cuda"):
@@ -241,7 +242,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = parser().parse_args(words)
-    console = Console()
+    # Where nothing tells the width, in a pipe or a file, tables are not cut to that of an old terminal.
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
     try:
         return arguments.function(console, arguments)
     except (KeyError, backends.BackendError, OSError) as error:
