@@ -79,7 +79,10 @@ class Frames(NamedTuple):
         return _checked(Frames(rotations, translations))
 
     def compose(self, other: Frames) -> Frames:
-        """The frames that apply ``other`` first, then these; also written ``self @ other``, which torch.compile cannot trace."""
+        """The frames that apply ``other`` first, then these; also written ``self @ other``.
+
+        (torch.compile cannot trace the operator.)
+        """
         ours, theirs = _checked(self), _checked(other)
         rotations = (ours.rotations[..., :, :, None] * theirs.rotations[..., None, :, :]).sum(-2)
         return Frames(rotations, _rotate(ours.rotations, theirs.translations) + ours.translations)
