@@ -168,10 +168,11 @@ def fold_batch(op: Callable[..., Any]) -> Callable[..., Any]:
             fold(argument, dim, info.batch_size) if isinstance(argument, Tensor) else argument
             for argument, dim in zip(arguments, in_dims, strict=True)
         ]
+        inner = inner_batch(arguments, in_dims)
         results = op(*folded)
         if isinstance(results, Tensor):
-            return unfold(results, info.batch_size), 0
-        return tuple(unfold(result, info.batch_size) for result in results), (0,) * len(results)
+            return unfold(results, info.batch_size, inner), 0
+        return tuple(unfold(result, info.batch_size, inner) for result in results), (0,) * len(results)
 
     return rule
 
@@ -185,28 +186,37 @@ def fold_or_loop(op: Callable[..., Any], positions: Sequence[int] = ()) -> Calla
     def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
         size = info.batch_size
         if any(dim is not None and number not in positions for number, dim in enumerate(in_dims)):
-            items = [
-                op(
-                    *(
-                        value if dim is None else value.select(dim, item)
-                        for value, dim in zip(arguments, in_dims, strict=True)
-                    )
-                )
-                for item in range(size)
-            ]
+            items = [op(*_item(arguments, in_dims, item)) for item in range(size)]
+            if not items:  # of nothing there are no items, but shapes
+                items = [op(*_item(arguments, in_dims, None))]
             if isinstance(items[0], Tensor):
-                return torch.stack(items), 0
-            return tuple(torch.stack(parts) for parts in zip(*items, strict=True)), (0,) * len(items[0])
+                return torch.stack(items)[:size], 0
+            return tuple(torch.stack(parts)[:size] for parts in zip(*items, strict=True)), (0,) * len(items[0])
         folded = list(arguments)
         for number in positions:
             if isinstance(arguments[number], Tensor):
                 folded[number] = fold(arguments[number], in_dims[number], size)
+        inner = inner_batch([arguments[number] for number in positions], [in_dims[number] for number in positions])
         results = op(*folded)
         if isinstance(results, Tensor):
-            return unfold(results, size), 0
-        return tuple(unfold(result, size) for result in results), (0,) * len(results)
+            return unfold(results, size, inner), 0
+        return tuple(unfold(result, size, inner) for result in results), (0,) * len(results)
 
     return rule
+
+
+def _item(arguments: Sequence[Any], in_dims: Sequence[int | None], item: int | None) -> list[Any]:
+    """The arguments of one item of vmap's dimension; zeros of their shape for None."""
+    return [
+        value if dim is None else value.select(dim, item) if item is not None else value.any(dim).to(value.dtype)
+        for value, dim in zip(arguments, in_dims, strict=True)
+    ]
+
+
+def inner_batch(arguments: Sequence[Any], in_dims: Sequence[int | None]) -> Any:
+    """The op's own batch size, within vmap's dimension."""
+    value, dim = next((value, dim) for value, dim in zip(arguments, in_dims, strict=True) if isinstance(value, Tensor))
+    return value.shape[0 if dim is None or dim % value.dim() else 1]
 
 
 def fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -215,6 +225,8 @@ def fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.reshape(size * tensor.shape[1], *tensor.shape[2:])
 
 
-def unfold(tensor: Tensor, size: int) -> Tensor:
-    """[size * B, ...] -> [size, B, ...]."""
-    return tensor.reshape(size, tensor.shape[0] // size, *tensor.shape[1:])
+def unfold(tensor: Tensor, size: int, inner: int) -> Tensor:
+    """[size * inner, ...] -> [size, inner, ...]. A result of shape [0], which is not there, becomes [size, 0]."""
+    if size and tensor.shape == (0,):
+        inner = 0
+    return tensor.reshape(size, inner, *tensor.shape[1:])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from paperops.ops import _checks
-from paperops.ops._define import define, fold, native, plain, unfold
+from paperops.ops._define import define, fold, inner_batch, native, plain, unfold
 from paperops.ops.nearest import gather_rows, nearest, nearest_backward
 from paperops.ops.nearest import knn_op as one_sided
 from paperops.reference.chamfer import root
@@ -117,7 +117,8 @@ def _chamfer_batched(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any
         fold(argument, dim, size) if isinstance(argument, Tensor) else argument
         for argument, dim in zip(arguments[:-1], in_dims, strict=False)
     ]
-    loss, *rest = (unfold(result, size) for result in chamfer(*folded, False))
+    inner = inner_batch(arguments, in_dims)
+    loss, *rest = (unfold(result, size, inner) for result in chamfer(*folded, False))
     return (loss.sum(1) if reduce_batch else loss, *rest), (0,) * 5
 
 

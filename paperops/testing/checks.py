@@ -261,6 +261,8 @@ def vmap(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
         apart = [function(*(value[index] for value in stacked)) for index in range(2)]
         loop = [torch.stack(parts) for parts in zip(*apart, strict=True)]
         all_close(f"sample {sample}, vmap", list(together), loop)
+        none = torch.vmap(function)(*(value[:0] for value in stacked))
+        all_close(f"sample {sample}, vmap over nothing", list(none), [value[:0] for value in loop])
     return []
 
 
