@@ -52,23 +52,25 @@ def gradient_tiles(
         return double_tiles(arch, kernel)
     if dtype == torch.float32 and precision == "ieee":  # no tensor cores: a thread holds all of a block's operands
         if weights:
-            return GradientTiles(16, 64, 32 if arch.name == "sm_80" else 64, 64, 8)
+            return GradientTiles(16, 64, 32, 64, 8)
         channels = 32 if gate_first and kernel == "output" else 64
         return GradientTiles(16 if arch.vendor == "amd" else 32, channels, 16, 0, 8)
-    pairs = 16 if gate_first and kernel == "output_weights" and arch.vendor != "amd" else 32
+    narrow = gate_first and kernel == "output_weights"  # another product of every tile
     if dtype == torch.float32:
-        return GradientTiles(pairs, 128, 32, 128, 8) if weights else GradientTiles(32, 128, 16, 0, 8)
+        if weights:
+            return GradientTiles(16, 128, 32, 64, 8) if narrow else GradientTiles(32, 128, 32, 128, 8)
+        return GradientTiles(32, 128, 16, 0, 8)
     if arch.vendor == "amd":
         return GradientTiles(32, 128, 64, 128, 4) if weights else GradientTiles(32, 128, 32, 0, 4)
     if arch.name == "sm_80":
         if weights:
-            return GradientTiles(pairs if widest <= 128 else 16, 128, 64, 64, 8)
+            return GradientTiles(16, 128, 32 if narrow else 64, 64, 8)
         return GradientTiles(32, 128 if widest <= 128 else 64, 16, 0, 8)
     if not weights:
         return GradientTiles(64, 128, 32, 0, 8)
     if widest > 128:
         return GradientTiles(32, 128, 64 if arch.name != "sm_90" else 128, 64, 8)
-    return GradientTiles(pairs, 128, 128, 128, 8)
+    return GradientTiles(16 if kernel == "output_weights" else 32, 128, 128, 64 if narrow else 128, 8)
 
 
 def double_tiles(arch: Architecture, kernel: str) -> GradientTiles:
@@ -78,4 +80,4 @@ def double_tiles(arch: Architecture, kernel: str) -> GradientTiles:
         return GradientTiles(16, 32, 16 if arch.name == "sm_80" else 32, 32, 4)
     if kernel == "input" and arch.vendor == "nvidia":
         return GradientTiles(16, 64 if arch.name in ("sm_80", "sm_90") else 128, 16, 0, 8)
-    return GradientTiles(16, 32, 16, 0, 4)
+    return GradientTiles(16, 16, 16, 0, 8) if arch.vendor == "nvidia" else GradientTiles(16, 32, 16, 0, 4)
