@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arithmetic import dot_precision
 from .launch import Architecture, Call, Launch, accumulator, architecture, run
 from .triangle_multiplication_backward import backward_cases, run_backward
 from .triangle_multiplication_contract import plan_product, plan_transpose, product_launch
 from .triangle_multiplication_forward import plan_input, plan_output
-from .triangle_multiplication_tiles import as_operands, dot_precision
+from .triangle_multiplication_tiles import as_operands
 
 
 def plan_contraction(ab: Tensor, t: Tensor, outgoing: bool, precision: str, arch: Architecture) -> Launch | Call:

@@ -24,13 +24,14 @@ import torch
 import triton
 from torch import Tensor
 
+from .arithmetic import accumulator_type, dot_precision, operand_type
 from .launch import Architecture, Call, Launch, accumulator, architecture, compiler_options, run
 from .triangle_multiplication_backward_input import input_gradient_kernel, input_weights_kernel
 from .triangle_multiplication_backward_output import output_gradient_kernel, output_weights_kernel
 from .triangle_multiplication_backward_plans import GradientTiles, gradient_tiles
 from .triangle_multiplication_contract import plan_product, product_kernel
 from .triangle_multiplication_forward import input_kernel, plan_input
-from .triangle_multiplication_tiles import accumulator_type, as_operands, dot_precision, operand_type
+from .triangle_multiplication_tiles import as_operands
 
 PROGRAMS = 256  # that share the pairs of a weight gradient, about; the same on every device, and so are the sums
 

@@ -6,7 +6,8 @@
 import triton
 import triton.language as tl
 
-from .triangle_multiplication_tiles import load_tile, load_vector, multiply, normed_tile, widen
+from .arithmetic import widen
+from .triangle_multiplication_tiles import load_tile, load_vector, multiply, normed_tile
 
 
 @triton.jit

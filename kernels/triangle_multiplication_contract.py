@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arithmetic import accumulator_type, library_precision, widen
 from .launch import Architecture, Call, Launch, compiler_options
-from .triangle_multiplication_tiles import accumulator_type, channel_block, library_precision, multiply, widen
+from .triangle_multiplication_tiles import channel_block, multiply
 
 
 @triton.jit(do_not_specialize=["N", "channels", "blocks"])

@@ -13,16 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arithmetic import accumulator_type, operand_type
 from .launch import Architecture, Launch
 from .triangle_multiplication_tiles import (
-    accumulator_type,
     advanced,
     channel_block,
     load_transposed,
     load_vector,
     multiply,
     normed_tile,
-    operand_type,
     project,
     project_kept,
     rows_of,

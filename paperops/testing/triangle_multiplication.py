@@ -323,6 +323,7 @@ def _bench_factors(n: int) -> Callable[[torch.device, torch.dtype], Sample]:
 SOURCES = (
     "csrc/common",
     "csrc/triangle_multiplication",
+    "kernels/arithmetic.py",
     "kernels/launch.py",
     "kernels/triangle_multiplication*.py",
     "paperops/ops/triangle_*.py",
