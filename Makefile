@@ -27,8 +27,9 @@ install: $(INSTALLED)  ## .venv with the package, its native library built, and 
 demo: install  ## 3D-LMNet, trained on real images, in under two minutes
 	$(PY) -m paperops demo lmnet3d
 
+# Two processes share the files; waiting threads sleep, so that they do not take the cores from each other.
 test: install lint types wheel  ## linters, types and all tests (none needs a GPU)
-	PAPEROPS_WHEEL="$$(ls dist/*.whl)" $(PY) -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive PAPEROPS_WHEEL="$$(ls dist/*.whl)" $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: install  ## ruff: rules and formatting
 	$(PY) -m ruff check .
