@@ -8,11 +8,13 @@ tells which implementations are there and which would run.
 from paperops import geometry, nn, reference
 from paperops.backends import BackendError, use_backend
 from paperops.ops import (
+    IPA,
     KNN,
     FScore,
     chamfer_distance,
     f_score,
     hausdorff_distance,
+    invariant_point_attention,
     knn,
     triangle_contract,
     triangle_multiplicative_update,
@@ -21,6 +23,7 @@ from paperops.ops import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "IPA",
     "KNN",
     "BackendError",
     "FScore",
@@ -28,6 +31,7 @@ __all__ = [
     "f_score",
     "geometry",
     "hausdorff_distance",
+    "invariant_point_attention",
     "knn",
     "nn",
     "reference",

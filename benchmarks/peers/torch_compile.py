@@ -60,3 +60,7 @@ def triangle_contract(**arguments: Any) -> Any:
 
 def triangle_multiplicative_update(**arguments: Any) -> Any:
     return _call(torch_eager.triangle_multiplicative_update, **arguments)
+
+
+def invariant_point_attention(**arguments: Any) -> Any:
+    return _call(torch_eager.invariant_point_attention, **arguments)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import layer_norm, linear, softplus
 
 NAME = "torch eager"
 UNASKED = ("cpu", "cuda")
@@ -17,7 +18,10 @@ def available(device: torch.device) -> str | None:
 
 
 def memory(op: str, arguments: dict[str, Any]) -> int:
-    """The matrix of distances [B, N, M], once, and for the backward pass once more."""
+    """The matrix of distances [B, N, M], once, and for the backward pass once more; or the differences of points."""
+    if "q_points" in arguments:  # [B, N, N, H, Pq, 3] and its square
+        points = arguments["q_points"]
+        return 2 * points.numel() * points.shape[1] * points.element_size()
     if "x" not in arguments or "y" not in arguments:
         return 0  # not an op on pairs
     x, y = arguments["x"], arguments["y"]
@@ -84,3 +88,44 @@ def triangle_multiplicative_update(
     if gate_position == "before_projection":
         return linear(gate * t, p_out_weight, p_out_bias)
     return gate * linear(t, p_out_weight, p_out_bias)
+
+
+def invariant_point_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_points: Tensor,
+    k_points: Tensor,
+    v_points: Tensor,
+    z: Tensor,
+    rotations: Tensor,
+    translations: Tensor,
+    head_weights: Tensor,
+    bias: Tensor | None = None,
+    bias_weight: Tensor | None = None,
+    bias_bias: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Invariant point attention as it is written in models: a tensor of differences, softmax, four products."""
+
+    def to_global(points: Tensor) -> Tensor:  # [B, N, H, P, 3]
+        return points @ rotations[:, :, None].mT + translations[:, :, None, None]
+
+    channels = q.shape[3]
+    q_points, k_points, v_points = to_global(q_points), to_global(k_points), to_global(v_points)
+    logits = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * math.sqrt(1 / (3 * channels))  # [B, H, N, N]
+    if bias is None:
+        assert bias_weight is not None
+        bias = linear(z, bias_weight, bias_bias)
+    logits = logits + math.sqrt(1 / 3) * bias.permute(0, 3, 1, 2)
+    distances = (q_points[:, :, None] - k_points[:, None]).square().sum(-1)  # [B, N, N, H, Pq]
+    weights = softplus(head_weights) * math.sqrt(1 / (3 * q_points.shape[3] * 4.5))
+    logits = logits - 0.5 * (distances * weights[:, None]).sum(-1).permute(0, 3, 1, 2)
+    if mask is not None:
+        logits = logits + 1e5 * (mask[:, :, None] * mask[:, None] - 1)[:, None].to(logits.dtype)
+    a = torch.softmax(logits, -1)
+    o = (a.to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
+    reached = (a @ v_points.transpose(1, 2).flatten(3)).unflatten(-1, (-1, 3)).transpose(1, 2)  # [B, N, H, Pv, 3]
+    o_points = (reached - translations[:, :, None, None]) @ rotations[:, :, None]
+    o_pair = a.to(z.dtype).transpose(1, 2) @ z  # [B, N, H, Cz]
+    return o, o_points, torch.sqrt(o_points.square().sum(-1) + 1e-8), o_pair

@@ -6,6 +6,7 @@ there. Arguments that steer OpenFold's own chunking and in-place updates are not
 
 from paperops.nn.checkpoints import convert_triangle_multiplication
 from paperops.nn.dropout import DropoutColumnwise, DropoutRowwise
+from paperops.nn.invariant_point_attention import InvariantPointAttention
 from paperops.nn.triangle_multiplication import (
     TriangleMultiplicationIncoming,
     TriangleMultiplicationOutgoing,
@@ -15,6 +16,7 @@ from paperops.nn.triangle_multiplication import (
 __all__ = [
     "DropoutColumnwise",
     "DropoutRowwise",
+    "InvariantPointAttention",
     "TriangleMultiplicationIncoming",
     "TriangleMultiplicationOutgoing",
     "TriangleMultiplicativeUpdate",

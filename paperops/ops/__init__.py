@@ -1,18 +1,22 @@
 """The public functions and the dispatcher ops ``torch.ops.paperops.*``: one file an op family."""
 
 from paperops.ops.chamfer import chamfer_distance
+from paperops.ops.invariant_point_attention import invariant_point_attention
 from paperops.ops.metrics import f_score, hausdorff_distance
 from paperops.ops.nearest import KNN, knn
 from paperops.ops.triangle_contract import triangle_contract
 from paperops.ops.triangle_multiplication import triangle_multiplicative_update
 from paperops.reference.chamfer import FScore
+from paperops.reference.invariant_point_attention import IPA
 
 __all__ = [
+    "IPA",
     "KNN",
     "FScore",
     "chamfer_distance",
     "f_score",
     "hausdorff_distance",
+    "invariant_point_attention",
     "knn",
     "triangle_contract",
     "triangle_multiplicative_update",

@@ -1,14 +1,17 @@
 """The definitions: plain torch, no branches for speed, correct in float64. Every op is tested against these."""
 
 from paperops.reference.chamfer import chamfer_distance, f_score, hausdorff_distance
+from paperops.reference.invariant_point_attention import IPA, invariant_point_attention
 from paperops.reference.nearest import KNN, knn
 from paperops.reference.triangle_multiplication import triangle_contract, triangle_multiplicative_update
 
 __all__ = [
+    "IPA",
     "KNN",
     "chamfer_distance",
     "f_score",
     "hausdorff_distance",
+    "invariant_point_attention",
     "knn",
     "triangle_contract",
     "triangle_multiplicative_update",

@@ -128,7 +128,7 @@ class Entry:
         return self.name
 
 
-FAMILIES = ("nearest", "triangle_multiplication")
+FAMILIES = ("nearest", "triangle_multiplication", "invariant_point_attention")
 """The modules of ``paperops.testing`` that declare ops, in the order in which they are listed."""
 
 
