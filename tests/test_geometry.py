@@ -81,6 +81,11 @@ def test_degenerate_points_are_finite():
         assert all(value.isfinite().all() for value in gradients)
 
 
+def test_half_precision_is_finite():
+    found = Frames.from_three_points(*torch.zeros(3, 3, dtype=torch.float16))
+    assert all(value.isfinite().all() for value in found)
+
+
 def test_quaternions():
     half = math.sqrt(0.5)
     quarter = Frames.from_quaternion(torch.tensor([half, 0, 0, half], dtype=torch.float64))  # about z

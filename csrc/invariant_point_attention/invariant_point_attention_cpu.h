@@ -82,8 +82,8 @@ struct Kernels {
   void (*transpose)(const T* from, int64_t pitch, int64_t keys, int64_t heads, T scale, T* to, int64_t stride);
   // A row of logits becomes the weights; returned is its logsumexp, inf (and all weights 0) where every logit is -inf.
   T (*softmax)(T* row, int64_t pitch, Masked<T> masked);
-  // The logits become the weights a = exp(logits - lse), da becomes ds = a (da - the sum of a da, which is divided by that
-  // of a); returned is the sum of ds.
+  // The logits become the weights a = exp(logits - lse), da becomes ds = a (da - the sum of a da); the a are divided by their
+  // sum first; returned is the sum of ds.
   T (*softmax_backward)(T* logits, T* da, int64_t pitch, Masked<T> masked, T lse);
   // to[i] = from[i] - value
   void (*shift)(const T* from, int64_t count, T value, T* to);

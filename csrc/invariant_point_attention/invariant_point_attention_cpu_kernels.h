@@ -164,11 +164,13 @@ T softmax_backward(T* logits, T* da, int64_t pitch, Masked<T> masked, T lse) {
     totals += a;
     moments = S::multiply_add(a, S::load(da + j), moments);
   }
-  const T total = sum<T>(totals);
-  const Vector<T> mean = S::broadcast(total == 0 ? 0 : sum<T>(moments) / total);
+  const T total = sum<T>(totals);  // 1, but for what rounding lse makes of it where logits are large
+  const T scale = total == 0 ? 0 : 1 / total;
+  const Vector<T> scales = S::broadcast(scale), mean = S::broadcast(sum<T>(moments) * scale);
   Vector<T> rest = {};
   for (int64_t j = 0; j < pitch; j += S::lanes) {
-    const Vector<T> ds = S::load(logits + j) * (S::load(da + j) - mean);
+    const Vector<T> a = S::load(logits + j) * scales, ds = a * (S::load(da + j) - mean);
+    S::store(logits + j, a);
     S::store(da + j, ds);
     rest += ds;
   }

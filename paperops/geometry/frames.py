@@ -116,6 +116,7 @@ class Frames(NamedTuple):
 
 
 def _unit(vectors: Tensor, eps: float) -> Tensor:
+    eps = max(eps, torch.finfo(vectors.dtype).tiny)  # half precision has no 1e-20
     return vectors / torch.sqrt(vectors.square().sum(-1, keepdim=True) + eps)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperops.geometry import Frames
 from paperops.nn.initialisation import lecun_normal, zero
 from paperops.ops import _checks
 from paperops.ops.invariant_point_attention import invariant_point_attention
@@ -141,9 +142,9 @@ class InvariantPointAttention(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name in _PROJECTIONS:
             for kind in ("weight", "bias"):
-                old = f"{prefix}{name}.{kind}"
-                if old in state_dict:
-                    state_dict[f"{prefix}{name}.linear.{kind}"] = state_dict.pop(old)
+                old, new = f"{prefix}{name}.{kind}", f"{prefix}{name}.linear.{kind}"
+                if old in state_dict and new not in state_dict:  # with both, the old one is unexpected
+                    state_dict[new] = state_dict.pop(old)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(
@@ -189,6 +190,11 @@ class InvariantPointAttention(nn.Module):
 
     def _check(self, s: Tensor, z: Tensor, rotations: Tensor, translations: Tensor, mask: Tensor | None) -> None:
         _checks.vectors("s", s, self.c_s, f"c_s = {self.c_s} channels")
+        dtype, working = self.linear_q.weight.dtype, _checks.working_dtype(s)
+        if dtype != s.dtype and working == s.dtype:
+            raise TypeError(f"s of {s.dtype} does not go with parameters of {dtype}: convert the one or the other")
+        if isinstance(rotations, Frames):
+            raise TypeError("rotations must be a torch.Tensor; got Frames: pass both of its tensors, as *frames")
         if s.dim() < 2:
             raise ValueError(f"s must have shape [*, N, {self.c_s}]; got {list(s.shape)}")
         _checks.pair("z", z)

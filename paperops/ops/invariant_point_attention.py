@@ -49,19 +49,23 @@ def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Weights over the last dimension, 0 where all logits are -inf, and logsumexp, which is then inf."""
     empty = (logits == -math.inf).all(-1, keepdim=True)
     logits = logits.masked_fill(empty, 0)
-    lse = torch.logsumexp(logits, -1, keepdim=True)
-    return torch.exp(logits - lse).masked_fill(empty, 0), lse.masked_fill(empty, math.inf)[..., 0]
+    lse = torch.logsumexp(logits, -1, keepdim=True).masked_fill(empty, math.inf)
+    return torch.softmax(logits, -1).masked_fill(empty, 0), lse[..., 0]
 
 
 def _wide(*values: Tensor | None) -> list[Any]:
     return [None if value is None else value.to(result_dtype(value.dtype)) for value in values]
 
 
-def _near_origin(v_points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Both less the mean centre: only their differences count, and those of small numbers lose fewer digits."""
+def _near_origin(v_points: Tensor, centres: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both less the mean of the centres that count: only their differences do, and small numbers lose fewer digits."""
     if centres.shape[1] == 0:
         return v_points, centres
-    origin = centres.mean(1, keepdim=True)  # [B, 1, 3]
+    if mask is None:
+        origin = centres.mean(1, keepdim=True)  # [B, 1, 3]
+    else:
+        total = torch.where(mask[..., None], centres, 0).sum(1, keepdim=True)
+        origin = total / mask.sum(1).clamp(min=1).to(total.dtype)[:, None, None]
     return v_points - origin[:, :, None, None], centres - origin
 
 
@@ -71,7 +75,7 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...
     given, weight, constant = _wide(*bias)
     logits, _ = _logits(q, k, q_points, k_points, z, point_weights, given, weight, constant, mask, inf)
     weights, lse = _softmax(logits)
-    v_points, centres = _near_origin(v_points, centres)
+    v_points, centres = _near_origin(v_points, centres, mask)
     reached = torch.einsum("bhij,bjhpx->bihpx", weights, v_points)
     total = weights.sum(-1).transpose(1, 2)[..., None, None]  # 1, or 0 in an empty row
     o_points = reached - total * centres[:, :, None, None]
@@ -104,7 +108,7 @@ def gradients(
     bias, bias_weight, bias_bias = _wide(bias, bias_weight, bias_bias)
     logits, distance = _logits(q, k, q_points, k_points, z, point_weights, bias, bias_weight, bias_bias, mask, inf)
     a, _ = _softmax(logits)  # [B, H, N, N]
-    v_points, centres = _near_origin(v_points, centres)
+    v_points, centres = _near_origin(v_points, centres, mask)
     da = torch.einsum("bihc,bjhc->bhij", do, v) + torch.einsum("bihc,bijc->bhij", do_pair, z)
     da = da + torch.einsum("bihpx,bjhpx->bhij", do_points, v_points)
     da = da - torch.einsum("bihpx,bix->bhi", do_points, centres)[..., None]
@@ -263,14 +267,16 @@ def invariant_point_attention(
         rotations, translations: the residues' frames, ``[B, N, 3, 3]`` and ``[B, N, 3]``; the unit of length is the
             caller's (AlphaFold2: 10 A).
         head_weights: ``[H]``, before the softplus.
-        bias: b, ``[B, N, N, H]``, of q's dtype or float32; or else
+        bias: b, ``[B, N, N, H]``, of q's dtype or float32, but taken in q's dtype; or else
         bias_weight, bias_bias: ``[H, Cz]`` and ``[H]`` (or None): b is then z bias_weight^T + bias_bias, computed where
             z is read. Exactly one of bias and bias_weight must be given.
-        mask: ``[B, N]``, bool or floating; a residue of mask 0 is masked.
+        mask: ``[B, N]``, bool or floating; a residue of mask 0 is masked, of any other value is not.
         inf: what ``finite_mask`` takes off the logit of a pair with a masked residue.
         eps: added to the square of a point before the root of its norm.
-        finite_mask: False: a masked key does not exist; a masked query, or one without any key, gives 0 and gets no
-            gradient. True: as AlphaFold2 has it, a masked query attends to everything, with logits less ``inf``.
+        finite_mask: False: a masked key does not exist; a masked query, or one without any key (all of whose logits
+            are -inf), gives 0 and gets no gradient. What masked residues hold does not matter, NaN neither, but for z
+            and bias, which must be finite. True: as AlphaFold2 has it, a masked query attends to everything, with
+            logits less ``inf``.
 
     Points, frames and head_weights are of q's dtype, or float32 beside a 16-bit q, which is better. Under autocast q,
     k, v, z and bias are taken in autocast's dtype. Distances are differences, in float32 at least, and so are all sums.
@@ -309,6 +315,14 @@ def invariant_point_attention(
     _checks.flag("finite_mask", finite_mask)
     working = _checks.working_dtype(q)
     wide = result_dtype(working)
+    if finite_mask and inf > torch.finfo(wide).max:
+        raise ValueError(f"inf must be at most {torch.finfo(wide).max:.4g}, the largest of {wide}; got {inf}")
+    if valid is not None and not finite_mask:  # what does not exist may hold anything
+        gone = ~valid
+        q, k, v, q_points, k_points, v_points, rotations, translations = (
+            value.masked_fill(gone.reshape(*gone.shape, *(1,) * (value.dim() - 2)), 0)
+            for value in (q, k, v, q_points, k_points, v_points, rotations, translations)
+        )
     rotations, translations = rotations.to(wide), translations.to(wide)
     global_points = (_to_global(points.to(wide), rotations, translations) for points in (q_points, k_points, v_points))
     w_c = math.sqrt(2 / (9 * q_points.shape[3]))

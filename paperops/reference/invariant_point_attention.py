@@ -46,6 +46,11 @@ def invariant_point_attention(
 ) -> IPA:
     """See :func:`paperops.invariant_point_attention`."""
     dtype, wide = q.dtype, result_dtype(q.dtype)
+    if mask is not None and not finite_mask:  # what does not exist may hold anything
+        q, k, v, q_points, k_points, v_points, rotations, translations = (
+            value.masked_fill((mask == 0).reshape(*mask.shape, *(1,) * (value.dim() - 2)), 0)
+            for value in (q, k, v, q_points, k_points, v_points, rotations, translations)
+        )
     q, k, v, z = (value.to(wide) for value in (q, k, v, z))
     rotations, translations = rotations.to(wide), translations.to(wide)
 

@@ -150,6 +150,8 @@ def test_openfold_state_dict(shapes):
     for name, value in module.state_dict().items():
         assert torch.equal(value, state[name])
     assert all("_points.linear" not in name for name in older)  # the caller's own dictionary is left as it was
+    with pytest.raises(RuntimeError, match='Unexpected key.*"linear_q_points.weight"'):
+        module.load_state_dict({**state, **older}, strict=True)
     outer = torch.nn.ModuleDict({"ipa": module})
     outer.load_state_dict({f"ipa.{name}": value for name, value in older.items()}, strict=True)
 
@@ -223,6 +225,16 @@ def test_refused():
         ((s, z, rotations, translations[:, :3]), ValueError, r"translations must have shape \[1, 6, 3\]"),
         ((s, z, rotations, translations, mask[:, :3]), ValueError, r"mask must have shape \[1, 6\]"),
         ((None, z, rotations, translations), TypeError, "s must be a torch.Tensor"),
+        (
+            (s.half(), z, rotations, translations),
+            TypeError,
+            "s of torch.float16 does not go with parameters of torch.float64",
+        ),
+        (
+            (s, z, Frames(rotations, translations), mask),
+            TypeError,
+            r"got Frames: pass both of its tensors, as \*frames",
+        ),
     ):
         with pytest.raises(error, match=said):
             module(*given)

@@ -179,6 +179,35 @@ def test_a_masked_key_does_not_exist(target):
 
 
 @backend
+def test_what_a_masked_residue_holds_does_not_matter(target):
+    """NaN and infinities in everything of it but z: values and gradients of the others are finite and the same."""
+    given, mask = arguments(target), torch.tensor([[1, 0, 1, 1, 0, 1, 1]]).bool().to(target[0])
+    expected, gradient = gradients(target, **given, mask=mask)
+    for value in (float("nan"), float("inf"), 1e6):
+        there = dict(given)
+        for name in ("q", "k", "v", "q_points", "k_points", "v_points", "rotations", "translations"):
+            there[name] = given[name].clone()
+            there[name][:, ~mask[0]] = value
+        results, found = gradients(target, **there, mask=mask)
+        for one, other in zip(expected, results, strict=True):
+            assert torch.equal(one, other)
+        for name, other in gradient.items():
+            assert torch.equal(other, found[name]), name
+
+
+@kernels
+def test_weights_of_large_logits_sum_to_one(target):
+    """In the backward pass too: the logsumexp of logits near 1e5 is rounded to 1/128."""
+    given = arguments(target, (1, 9, 2, 4, 2, 2, 6), torch.float32) | {"finite_mask": True}
+    given["mask"] = torch.tensor([[1] * 8 + [0]], dtype=torch.bool, device=target[0])
+    v = given["v"].clone().requires_grad_()
+    o = attention(target, **(given | {"v": v})).o
+    for i in (0, 8):
+        (gradient,) = torch.autograd.grad(o[0, i, 0, 0], v, retain_graph=True)
+        assert float(gradient[0, :, 0, 0].sum()) == pytest.approx(1, abs=1e-2 if target[1] == "triton" else 1e-6)
+
+
+@backend
 def test_a_masked_query_gives_nothing_and_gets_nothing(target):
     given = arguments(target)
     for mask in (torch.tensor([[1, 0, 1, 1, 0, 1, 1]]), torch.zeros(1, SMALL[1])):
@@ -251,3 +280,9 @@ def test_memory():
     (small, small_both), (large, large_both) = peaks
     assert large < 3 * small + 1e6, peaks  # linear in N
     assert large_both < 3 * small_both + 1e6, peaks
+
+
+def test_finite_mask_must_be_finite_in_the_dtype():
+    given = arguments(("cpu", ""), dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"inf must be at most 3.403e\+38, the largest of torch.float32; got 1e\+39"):
+        paperops.invariant_point_attention(**given, inf=1e39, finite_mask=True)
