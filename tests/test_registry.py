@@ -1,7 +1,6 @@
 """Every generic check, over every registered op, on every backend and device that can run here."""
 
 import functools
-import os
 
 import pytest
 import torch
@@ -10,15 +9,10 @@ import paperops
 from paperops import backends
 from paperops.testing import checks
 from paperops.testing.registry import entries, select
+from paperops.testing.targets import INTERPRETED, targets
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and not INTERPRETED else [])
-TARGETS = [
-    (device, backend)
-    for device in DEVICES
-    for backend in (("triton",) if INTERPRETED else backends.BACKENDS)
-    if backends.missing(backend, device) is None
-]
+# In the interpreter the others run as they do without it.
+TARGETS = targets(*(name for name in backends.BACKENDS if name != "triton")) if INTERPRETED else targets()
 
 
 @functools.cache

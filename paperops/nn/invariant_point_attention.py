@@ -205,7 +205,7 @@ class InvariantPointAttention(nn.Module):
                 raise ValueError(
                     f"{name} must have shape {list(shape)} for s of {list(s.shape)}; got {list(value.shape)}"
                 )
-        _checks.residue_mask("mask", mask, s.shape[:-1], s)
+        _checks.residue_mask("mask", mask, s.shape[:-1], s, "s")
 
     def extra_repr(self) -> str:
         given = f"c_s={self.c_s}, c_z={self.c_z}, c_hidden={self.c_hidden}, no_heads={self.no_heads}, "

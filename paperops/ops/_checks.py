@@ -19,7 +19,7 @@ from paperops.reference.nearest import result_dtype
 
 _Value = TypeVar("_Value")
 
-_POINT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_FLOATING_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
 _INTEGER_DTYPES = (*_SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
@@ -55,14 +55,18 @@ def tensor(name: str, value: object) -> Tensor:
     return value
 
 
+def _floating(name: str, value: Tensor) -> None:
+    if value.dtype not in _FLOATING_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {value.dtype}")
+
+
 def clouds(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
     """x [B, N, D] and y [B, M, D]: of one floating dtype, on one device, D >= 1. ``names`` are the caller's."""
     for name, points in zip(names, (x, y), strict=True):
         tensor(name, points)
         if points.dim() != 3:
             raise ValueError(f"{name} must have shape [batch, points, dimensions]; got {list(points.shape)}")
-        if points.dtype not in _POINT_DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {points.dtype}")
+        _floating(name, points)
     x_name, y_name = names
     x_shape, y_shape = x.shape, y.shape
     if x_shape[0] != y_shape[0]:
@@ -204,8 +208,7 @@ def pair(name: str, value: object) -> Tensor:
         raise ValueError(f"{name} must have shape [*, N, N, channels]; got {list(value.shape)}")
     if value.shape[-3] != value.shape[-2]:
         raise ValueError(f"{name} must be square in its pair dimensions, [*, N, N, channels]; got {list(value.shape)}")
-    if value.dtype not in _POINT_DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {value.dtype}")
+    _floating(name, value)
     return value
 
 
@@ -217,21 +220,29 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def pair_mask(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
-    """A mask [*, N, N] of the pair tensor x [*, N, N, C], as [B, N, N] in the dtype of sums over x."""
+def mask_of(name: str, value: Tensor | None, shape: tuple[int, ...], what: str, x: Tensor, of: str) -> Tensor | None:
+    """A mask of this shape on the device of x, which the caller calls ``of``: bool or floating, without a gradient."""
     if value is None:
         return None
     tensor(name, value)
-    if value.dtype != torch.bool and value.dtype not in _POINT_DTYPES:
+    if value.dtype != torch.bool and value.dtype not in _FLOATING_DTYPES:
         raise TypeError(f"{name} must be bool or floating, 1 = keep; got {value.dtype}")
-    if value.shape != x.shape[:-1]:
+    if tuple(value.shape) != tuple(shape):
         raise ValueError(
-            f"{name} must have shape {list(x.shape[:-1])}, one value a pair: expand it; got {list(value.shape)}"
+            f"{name} must have shape {list(shape)}, one value a {what}: expand it; got {list(value.shape)}"
         )
     if value.device != x.device:
-        raise ValueError(f"{name} must be on the device of the pair tensor, {x.device}; got {value.device}")
+        raise ValueError(f"{name} must be on the device of {of}, {x.device}; got {value.device}")
     if value.requires_grad:
         raise ValueError(f"{name} takes no gradient: pass {name}.detach()")
+    return value
+
+
+def pair_mask(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
+    """A mask [*, N, N] of the pair tensor x [*, N, N, C], as [B, N, N] in the dtype of sums over x."""
+    value = mask_of(name, value, x.shape[:-1], "pair", x, "the pair tensor")
+    if value is None:
+        return None
     return value.to(result_dtype(x.dtype)).reshape(math.prod(x.shape[:-3]), *x.shape[-3:-1])
 
 
@@ -270,8 +281,7 @@ def parameter(
 def parameter_of_rank(name: str, value: object, rank: int) -> None:
     """A dense tensor of a floating dtype and so many dimensions."""
     value = tensor(name, value)
-    if value.dtype not in _POINT_DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {value.dtype}")
+    _floating(name, value)
     if value.dim() != rank:
         raise ValueError(f"{name} must have {rank} dimension{'s' * (rank > 1)}; got {list(value.shape)}")
 
@@ -322,8 +332,7 @@ def vectors(name: str, value: object, size: int, what: str, like: tuple[str, Ten
     value = tensor(name, value)
     if value.dim() < 1 or value.shape[-1] != size:
         raise ValueError(f"{name} must have shape [*, {size}], {what}; got {list(value.shape)}")
-    if value.dtype not in _POINT_DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {value.dtype}")
+    _floating(name, value)
     if like is not None:
         other_name, other = like
         if value.dtype != other.dtype:
@@ -354,22 +363,11 @@ def heads(name: str, value: object) -> Tensor:
     value = tensor(name, value)
     if value.dim() != 4 or value.shape[2] == 0 or value.shape[3] == 0:
         raise ValueError(f"{name} must have shape [B, N, heads, channels], 1 each at least; got {list(value.shape)}")
-    if value.dtype not in _POINT_DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {value.dtype}")
+    _floating(name, value)
     return value
 
 
-def residue_mask(name: str, value: Tensor | None, shape: torch.Size, x: Tensor) -> Tensor | None:
-    """A mask [B, N] of residues, as bool."""
-    if value is None:
-        return None
-    tensor(name, value)
-    if value.dtype != torch.bool and value.dtype not in _POINT_DTYPES:
-        raise TypeError(f"{name} must be bool or floating, 1 = keep; got {value.dtype}")
-    if value.shape != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}, one value a residue; got {list(value.shape)}")
-    if value.device != x.device:
-        raise ValueError(f"{name} must be on the device of q, {x.device}; got {value.device}")
-    if value.requires_grad:
-        raise ValueError(f"{name} takes no gradient: pass {name}.detach()")
-    return value != 0
+def residue_mask(name: str, value: Tensor | None, shape: tuple[int, ...], x: Tensor, of: str) -> Tensor | None:
+    """A mask of residues, beside x, which the caller calls ``of``, as bool."""
+    value = mask_of(name, value, shape, "residue", x, of)
+    return None if value is None else value != 0

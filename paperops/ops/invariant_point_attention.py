@@ -310,7 +310,7 @@ def invariant_point_attention(
     _check(
         q, k, v, q_points, k_points, v_points, z, rotations, translations, head_weights, bias, bias_weight, bias_bias
     )  # fmt: skip
-    valid = _checks.residue_mask("mask", mask, q.shape[:2], q)
+    valid = _checks.residue_mask("mask", mask, q.shape[:2], q, "q")
     inf, eps = _checks.positive_number("inf", inf), _checks.positive_number("eps", eps)
     _checks.flag("finite_mask", finite_mask)
     working = _checks.working_dtype(q)

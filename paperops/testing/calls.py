@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from paperops.testing.compare import CheckFailure
 from paperops.testing.registry import Entry, Sample, flatten, with_gradients
+from paperops.testing.targets import INTERPRETED
 
-ONLY_SMALL = os.environ.get("TRITON_INTERPRET") == "1"
+ONLY_SMALL = INTERPRETED
 """Leave out the samples marked large, and the checks that say nothing of kernels: for Triton's interpreter."""
 
 

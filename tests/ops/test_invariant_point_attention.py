@@ -1,7 +1,6 @@
 """What is particular to invariant point attention, beyond the generic checks."""
 
 import math
-import os
 
 import pytest
 import torch
@@ -11,15 +10,12 @@ import paperops
 from paperops import backends, reference
 from paperops.geometry import Frames
 from paperops.testing.invariant_point_attention import DIFFERENTIABLE, attention_arguments
+from paperops.testing.targets import targets
 
 CPU = torch.device("cpu")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() and not INTERPRETED else ["cpu"]
-HERE = [(device, name) for device in DEVICES for name in backends.BACKENDS if backends.missing(name, device) is None]
-HERE = [(device, name) for device, name in HERE if name != "cuda"]  # the family has no CUDA C++
-backend = pytest.mark.parametrize("target", HERE, ids="-".join)
-KERNELS = [(device, name) for device, name in HERE if name != "reference"]
-kernels = pytest.mark.parametrize("target", KERNELS, ids="-".join)
+# The family has no CUDA C++.
+backend = pytest.mark.parametrize("target", targets("cuda"), ids="-".join)
+kernels = pytest.mark.parametrize("target", targets("cuda", "reference"), ids="-".join)
 SMALL = (1, 7, 3, 4, 2, 5, 6)  # batch, residues, heads, channels, query points, value points, channels of z
 
 

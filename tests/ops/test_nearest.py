@@ -1,6 +1,5 @@
 """What is particular to the nearest family, beyond the generic checks."""
 
-import os
 import subprocess
 import sys
 
@@ -11,13 +10,11 @@ from scipy.spatial import cKDTree
 
 import paperops
 from paperops import backends
+from paperops.testing.targets import fast_targets, targets
 
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1" else ["cpu"]
-HERE = [(device, name) for device in DEVICES for name in backends.BACKENDS if backends.missing(name, device) is None]
-backend = pytest.mark.parametrize("target", HERE, ids="-".join)
+backend = pytest.mark.parametrize("target", targets(), ids="-".join)
 # Where the clouds are so large that the reference, or the interpreter, would run out of memory or time.
-LARGE = [(device, name) for device, name in HERE if name == "native" or (device == "cuda" and name != "reference")]
-fast_backend = pytest.mark.parametrize("target", LARGE, ids="-".join)
+fast_backend = pytest.mark.parametrize("target", fast_targets(), ids="-".join)
 
 
 def run(target, function, *arguments, **options):
@@ -283,8 +280,8 @@ def test_large_clouds_where_pairs_are_pruned(target, kind, dimensions):
     some = slice(1000, 1200)
     for k in (1, 5):
         forth, back = run(target, paperops.knn, x, y, k=k), run(target, paperops.knn, y, x, k=k)
-        for found, queries, targets in ((forth, x, y), (back, y, x)):
-            distances, _ = brute_force(queries[:, some], targets)
+        for found, queries, candidates in ((forth, x, y), (back, y, x)):
+            distances, _ = brute_force(queries[:, some], candidates)
             expected, order = distances.sort(dim=2, stable=True)
             assert torch.equal(found.indices[:, some], order[..., :k])
             assert torch.equal(found.distances[:, some], expected[..., :k].float())

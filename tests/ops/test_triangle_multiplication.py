@@ -1,7 +1,5 @@
 """What is particular to the triangle multiplicative update, beyond the generic checks."""
 
-import os
-
 import pytest
 import torch
 from paperops.benchmarks import memory
@@ -11,19 +9,15 @@ from paperops import backends, reference
 from paperops.ops import _checks
 from paperops.ops.triangle_multiplication import PARAMETERS, update_op
 from paperops.reference.triangle_multiplication import layer_norm
+from paperops.testing.targets import DEVICES, fast_targets, targets
 from paperops.testing.triangle_multiplication import update_arguments
 
 CPU = torch.device("cpu")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() and not INTERPRETED else ["cpu"]
-HERE = [(device, name) for device in DEVICES for name in backends.BACKENDS if backends.missing(name, device) is None]
-HERE = [(device, name) for device, name in HERE if name != "cuda"]  # the family has no CUDA C++
-backend = pytest.mark.parametrize("target", HERE, ids="-".join)
-KERNELS = [(device, name) for device, name in HERE if name != "reference"]
-kernels = pytest.mark.parametrize("target", KERNELS, ids="-".join)
+# The family has no CUDA C++.
+backend = pytest.mark.parametrize("target", targets("cuda"), ids="-".join)
+kernels = pytest.mark.parametrize("target", targets("cuda", "reference"), ids="-".join)
 # Sizes at which memory is counted: the interpreter would need minutes.
-LARGE = [(device, name) for device, name in KERNELS if name == "native" or device == "cuda"]
-large = pytest.mark.parametrize("target", LARGE, ids="-".join)
+large = pytest.mark.parametrize("target", fast_targets("cuda"), ids="-".join)
 directions = pytest.mark.parametrize("direction", ["outgoing", "incoming"])
 gates = pytest.mark.parametrize("gate_position", ["after_projection", "before_projection"])
 
@@ -282,7 +276,7 @@ def test_the_definition_refuses_low_memory():
         update(("cpu", "reference"), low_memory=True, **arguments(("cpu", "")))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() or INTERPRETED, reason="needs the memory and speed of a GPU")
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs the memory and speed of a GPU")
 @directions
 def test_pairs_past_two_to_the_31st(direction):
     """N = 4096, 2^31 elements in x: some pairs against the definition, from the rows that they need."""
