@@ -38,6 +38,16 @@ inline InstructionSet instruction_set() {
   return chosen;
 }
 
+// NAME<...>() for the instruction set in use: one of the function templates NAME_portable, NAME_avx2, NAME_avx512.
+#if defined(PAPEROPS_X86)
+#define PAPEROPS_CHOOSE(NAME, ...)                                                        \
+  (::paperops::instruction_set() == ::paperops::InstructionSet::avx512 ? NAME##_avx512<__VA_ARGS__>() \
+   : ::paperops::instruction_set() == ::paperops::InstructionSet::avx2 ? NAME##_avx2<__VA_ARGS__>()   \
+                                                                       : NAME##_portable<__VA_ARGS__>())
+#else
+#define PAPEROPS_CHOOSE(NAME, ...) NAME##_portable<__VA_ARGS__>()
+#endif
+
 // Whether the processor multiplies bfloat16 itself, so that torch's products of bfloat16 are faster than of float32.
 inline bool has_bfloat16_products() {
 #if defined(PAPEROPS_X86)

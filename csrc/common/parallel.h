@@ -12,6 +12,8 @@
 
 namespace paperops {
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Uninitialised memory, aligned to a cache line.
 template <typename T>
 class Buffer {

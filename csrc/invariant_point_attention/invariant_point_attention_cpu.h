@@ -7,21 +7,12 @@
 // vectors only. Weights of the keys that are not there are 0.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <cstdint>
-#include <type_traits>
 
 #include "../common/instruction_set.h"
+#include "../common/types.h"
 
 namespace paperops::ipa {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-template <typename X>
-using Wide = std::conditional_t<std::is_same<X, double>::value, double, float>;
 
 // `count` rounded up to whole cache lines: whole vectors of every instruction set.
 template <typename T>
@@ -117,26 +108,12 @@ PAPEROPS_IPA_DECLARE(portable)
 
 template <typename T>
 Kernels<T> kernels() {
-#if defined(PAPEROPS_X86)
-  switch (instruction_set()) {
-    case InstructionSet::avx512: return kernels_avx512<T>();
-    case InstructionSet::avx2: return kernels_avx2<T>();
-    default: break;
-  }
-#endif
-  return kernels_portable<T>();
+  return PAPEROPS_CHOOSE(kernels, T);
 }
 
 template <typename X>
 Conversions<X> conversions() {
-#if defined(PAPEROPS_X86)
-  switch (instruction_set()) {
-    case InstructionSet::avx512: return conversions_avx512<X>();
-    case InstructionSet::avx2: return conversions_avx2<X>();
-    default: break;
-  }
-#endif
-  return conversions_portable<X>();
+  return PAPEROPS_CHOOSE(conversions, X);
 }
 
 }  // namespace paperops::ipa

@@ -15,7 +15,6 @@ using ipa::Conversions;
 using ipa::Kernels;
 using ipa::Masked;
 using ipa::Points;
-using ipa::Wide;
 
 // --- points ---------------------------------------------------------------------------------------------------------
 

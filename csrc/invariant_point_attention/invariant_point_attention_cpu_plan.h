@@ -24,8 +24,6 @@ constexpr int64_t kWeightBytes = int64_t{400} << 10;  // of a block's weights, w
 constexpr int64_t kChunkResidues = 1024;
 constexpr int64_t kParallelOperations = 200000;  // fewer do not pay for waking a thread
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Sizes {
   int64_t batch;
   int64_t n;

@@ -25,18 +25,6 @@ void select_candidates(Candidate* candidates, int64_t count, int64_t k) {
 
 namespace {
 
-template <typename T>
-Kernels<T> chosen_kernels() {
-#if defined(PAPEROPS_X86)
-  switch (instruction_set()) {
-    case InstructionSet::avx512: return kernels_avx512<T>();
-    case InstructionSet::avx2: return kernels_avx2<T>();
-    default: break;
-  }
-#endif
-  return kernels_portable<T>();
-}
-
 // How the targets of one cloud are cut into tiles.
 struct TileShape {
   int64_t count;
@@ -76,7 +64,7 @@ class Run {
  public:
   explicit Run(const Problem<T>& problem)
       : p_(problem),
-        kernels_(chosen_kernels<T>()),
+        kernels_(PAPEROPS_CHOOSE(kernels, T)),
         both_(problem.y_distances != nullptr),
         parallel_(static_cast<double>(problem.batch) * problem.x_size * problem.y_size * problem.dimensions > 4e5),
         most_(largest_group(problem.y_size, problem.k)),
@@ -230,7 +218,7 @@ void find_neighbours(const Problem<T>& p) {
     return;
   }
   if (p.x_size > 0 && p.y_size > 0) {
-    if (!find_neighbours_pruned(p, chosen_kernels<T>())) {
+    if (!find_neighbours_pruned(p, PAPEROPS_CHOOSE(kernels, T))) {
       Run<T>(p).execute();
     }
     return;

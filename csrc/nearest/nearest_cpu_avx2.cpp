@@ -1,7 +1,4 @@
-// The kernels for AVX2 and FMA, run only where the processor has them.
-//
-// The instruction set is enabled from here to the end of the file, after the standard headers, so that no function of
-// theirs that other files share is compiled for it. It stays enabled to the end: templates are instantiated there.
+// The kernels for AVX2, see common/target_avx2.h.
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -10,16 +7,7 @@
 #include "nearest_cpu.h"
 
 #if defined(PAPEROPS_X86)
-#include <immintrin.h>
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,bmi,popcnt"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma,bmi,popcnt")
-#endif
-
-#define PAPEROPS_SIMD_BITS 256
-#define PAPEROPS_SIMD_NAMESPACE avx2
+#include "../common/target_avx2.h"
 #include "nearest_cpu_kernels.h"
 
 namespace paperops::nearest {
@@ -33,7 +21,5 @@ Kernels<double> kernels_avx2<double>() {
 }
 }  // namespace paperops::nearest
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "../common/target_end.h"
 #endif

@@ -1,7 +1,4 @@
-// The kernels for AVX-512 (F, DQ, BW, VL), run only where the processor has them.
-//
-// The instruction set is enabled from here to the end of the file, after the standard headers, so that no function of
-// theirs that other files share is compiled for it. It stays enabled to the end: templates are instantiated there.
+// The kernels for AVX-512, see common/target_avx512.h.
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -10,16 +7,7 @@
 #include "nearest_cpu.h"
 
 #if defined(PAPEROPS_X86)
-#include <immintrin.h>
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,bmi,popcnt"))), apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,bmi,popcnt")
-#endif
-
-#define PAPEROPS_SIMD_BITS 512
-#define PAPEROPS_SIMD_NAMESPACE avx512
+#include "../common/target_avx512.h"
 #include "nearest_cpu_kernels.h"
 
 namespace paperops::nearest {
@@ -33,7 +21,5 @@ Kernels<double> kernels_avx512<double>() {
 }
 }  // namespace paperops::nearest
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "../common/target_end.h"
 #endif

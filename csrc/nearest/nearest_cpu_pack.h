@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <limits>
 
-namespace paperops::nearest {
+#include "../common/parallel.h"
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+namespace paperops::nearest {
 
 // columns [D, stride] <- points [count, D]; NaN beyond.
 template <typename T>

@@ -8,21 +8,20 @@
 // Two layouts. Rows: a position (a pair i, j) is a row of channels. Channels: a channel is a row of positions, `pitch` apart.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <cstdint>
-#include <type_traits>
 
 #include "../common/instruction_set.h"
+#include "../common/types.h"
 
 namespace paperops::triangle {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-template <typename X>
-using Wide = std::conditional_t<std::is_same<X, double>::value, double, float>;
+// All X with their P.
+#define PAPEROPS_TRIANGLE_TYPES(DO, ...) \
+  DO(float, float, ##__VA_ARGS__)        \
+  DO(double, double, ##__VA_ARGS__)      \
+  DO(Half, float, ##__VA_ARGS__)         \
+  DO(BFloat16, float, ##__VA_ARGS__)     \
+  DO(BFloat16, BFloat16, ##__VA_ARGS__)
 
 // LayerNorm of rows of `width` channels.
 template <typename T>
@@ -101,14 +100,7 @@ Kernels<X, P> kernels_portable();
 
 template <typename X, typename P>
 Kernels<X, P> kernels() {
-#if defined(PAPEROPS_X86)
-  switch (instruction_set()) {
-    case InstructionSet::avx512: return kernels_avx512<X, P>();
-    case InstructionSet::avx2: return kernels_avx2<X, P>();
-    default: break;
-  }
-#endif
-  return kernels_portable<X, P>();
+  return PAPEROPS_CHOOSE(kernels, X, P);
 }
 
 }  // namespace paperops::triangle

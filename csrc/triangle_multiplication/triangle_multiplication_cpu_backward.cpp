@@ -318,10 +318,6 @@ void update_backward(const Sizes& sizes, const Tensor& grad, const Tensor& t, co
 #define PAPEROPS_INSTANCE(X, P)                                                                             \
   template void update_backward<X, P>(const Sizes&, const Tensor&, const Tensor&, const Tensor&,            \
                                       const std::optional<Tensor>&, const Parameters&, const Tensor&, const Tensor*);
-PAPEROPS_INSTANCE(float, float)
-PAPEROPS_INSTANCE(double, double)
-PAPEROPS_INSTANCE(Half, float)
-PAPEROPS_INSTANCE(BFloat16, float)
-PAPEROPS_INSTANCE(BFloat16, BFloat16)
+PAPEROPS_TRIANGLE_TYPES(PAPEROPS_INSTANCE)
 
 }  // namespace paperops::triangle

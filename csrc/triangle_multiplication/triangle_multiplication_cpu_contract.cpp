@@ -42,10 +42,6 @@ void contract_pairs(const Sizes& s, const Tensor& a, const Tensor& b, const std:
 #define PAPEROPS_INSTANCE(X, P)                                                                                    \
   template void contract_pairs<X, P>(const Sizes&, const Tensor&, const Tensor&, const std::optional<Tensor>&, \
                                      const Tensor&);
-PAPEROPS_INSTANCE(float, float)
-PAPEROPS_INSTANCE(double, double)
-PAPEROPS_INSTANCE(Half, float)
-PAPEROPS_INSTANCE(BFloat16, float)
-PAPEROPS_INSTANCE(BFloat16, BFloat16)
+PAPEROPS_TRIANGLE_TYPES(PAPEROPS_INSTANCE)
 
 }  // namespace paperops::triangle

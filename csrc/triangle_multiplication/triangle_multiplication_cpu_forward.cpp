@@ -137,10 +137,6 @@ void update(const Sizes& sizes, const Tensor& x, const std::optional<Tensor>& ma
 #define PAPEROPS_INSTANCE(X, P)                                                                                     \
   template void update<X, P>(const Sizes&, const Tensor&, const std::optional<Tensor>&, const Parameters&, const Tensor&, \
                              const Tensor*);
-PAPEROPS_INSTANCE(float, float)
-PAPEROPS_INSTANCE(double, double)
-PAPEROPS_INSTANCE(Half, float)
-PAPEROPS_INSTANCE(BFloat16, float)
-PAPEROPS_INSTANCE(BFloat16, BFloat16)
+PAPEROPS_TRIANGLE_TYPES(PAPEROPS_INSTANCE)
 
 }  // namespace paperops::triangle

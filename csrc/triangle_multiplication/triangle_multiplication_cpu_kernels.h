@@ -11,7 +11,6 @@ namespace {
 using triangle::Kernels;
 using triangle::Norm;
 using triangle::Statistics;
-using triangle::Wide;
 
 // Rows whose sum is formed apart before it is added to that of the others: short chains of roundings.
 constexpr int64_t kSumRows = 32;
@@ -305,15 +304,10 @@ Kernels<X, P> kernels() {
 }  // namespace
 }  // namespace paperops::PAPEROPS_SIMD_NAMESPACE
 
-// Defines the five instances of a header's function for this instruction set.
-#define PAPEROPS_TRIANGLE_INSTANCE(FUNCTION, X, P)                 \
+// Defines the instances of a function of the header for this instruction set.
+#define PAPEROPS_TRIANGLE_INSTANCE(X, P, FUNCTION)                 \
   template <>                                                      \
   Kernels<X, P> FUNCTION<X, P>() {                                 \
     return ::paperops::PAPEROPS_SIMD_NAMESPACE::kernels<X, P>();   \
   }
-#define PAPEROPS_TRIANGLE_INSTANCES(FUNCTION)                 \
-  PAPEROPS_TRIANGLE_INSTANCE(FUNCTION, float, float)          \
-  PAPEROPS_TRIANGLE_INSTANCE(FUNCTION, double, double)        \
-  PAPEROPS_TRIANGLE_INSTANCE(FUNCTION, Half, float)           \
-  PAPEROPS_TRIANGLE_INSTANCE(FUNCTION, BFloat16, float)       \
-  PAPEROPS_TRIANGLE_INSTANCE(FUNCTION, BFloat16, BFloat16)
+#define PAPEROPS_TRIANGLE_INSTANCES(FUNCTION) PAPEROPS_TRIANGLE_TYPES(PAPEROPS_TRIANGLE_INSTANCE, FUNCTION)

@@ -26,8 +26,6 @@ constexpr int64_t kChunkPositions = 16384;
 constexpr int64_t kFixedBytes = int64_t{8} << 20;
 constexpr int64_t kTileRows = 128, kTileColumns = 256;
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Sizes {
   int64_t batch;
   int64_t n;
