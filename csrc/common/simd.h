@@ -33,6 +33,7 @@ struct Simd<float> {
   PAPEROPS_INLINE void store(float* p, Vector a) { _mm512_storeu_ps(p, a); }
   PAPEROPS_INLINE Vector broadcast(float a) { return _mm512_set1_ps(a); }
   PAPEROPS_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+  PAPEROPS_INLINE Vector square_root(Vector a) { return _mm512_sqrt_ps(a); }
   PAPEROPS_INLINE Vector absolute(Vector a) {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)));
   }
@@ -51,6 +52,7 @@ struct Simd<double> {
   PAPEROPS_INLINE void store(double* p, Vector a) { _mm512_storeu_pd(p, a); }
   PAPEROPS_INLINE Vector broadcast(double a) { return _mm512_set1_pd(a); }
   PAPEROPS_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_pd(a, b, c); }
+  PAPEROPS_INLINE Vector square_root(Vector a) { return _mm512_sqrt_pd(a); }
   PAPEROPS_INLINE Vector absolute(Vector a) {
     return _mm512_castsi512_pd(_mm512_and_si512(_mm512_castpd_si512(a), _mm512_set1_epi64(INT64_MAX)));
   }
@@ -71,6 +73,7 @@ struct Simd<float> {
   PAPEROPS_INLINE void store(float* p, Vector a) { _mm256_storeu_ps(p, a); }
   PAPEROPS_INLINE Vector broadcast(float a) { return _mm256_set1_ps(a); }
   PAPEROPS_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+  PAPEROPS_INLINE Vector square_root(Vector a) { return _mm256_sqrt_ps(a); }
   PAPEROPS_INLINE Vector absolute(Vector a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   PAPEROPS_INLINE Vector minimum(Vector a, Vector b) {
     return _mm256_castsi256_ps(_mm256_min_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
@@ -89,6 +92,7 @@ struct Simd<double> {
   PAPEROPS_INLINE void store(double* p, Vector a) { _mm256_storeu_pd(p, a); }
   PAPEROPS_INLINE Vector broadcast(double a) { return _mm256_set1_pd(a); }
   PAPEROPS_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
+  PAPEROPS_INLINE Vector square_root(Vector a) { return _mm256_sqrt_pd(a); }
   PAPEROPS_INLINE Vector absolute(Vector a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
   PAPEROPS_INLINE Vector minimum(Vector a, Vector b) { return _mm256_min_pd(a, b); }
   PAPEROPS_INLINE Vector maximum(Vector a, Vector b) { return _mm256_max_pd(a, b); }
@@ -112,6 +116,12 @@ struct Simd {
   PAPEROPS_INLINE void store(T* p, Vector a) { __builtin_memcpy(p, &a, sizeof(a)); }
   PAPEROPS_INLINE Vector broadcast(T a) { return Vector{} + a; }
   PAPEROPS_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
+  PAPEROPS_INLINE Vector square_root(Vector a) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      a[lane] = static_cast<T>(__builtin_sqrt(a[lane]));  // of a float, rounded twice, still the nearest
+    }
+    return a;
+  }
   PAPEROPS_INLINE Vector absolute(Vector a) { return a < Vector{} ? -a : a; }
   PAPEROPS_INLINE Vector minimum(Vector a, Vector b) { return a < b ? a : b; }
   PAPEROPS_INLINE Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
