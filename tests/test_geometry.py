@@ -163,3 +163,30 @@ def test_refused():
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+def test_to_quaternion():
+    """Of any rotation, half turns too, where three of the four ways to read one off divide by 0."""
+    quaternions = torch.cat([random(200, 4), torch.eye(4), torch.eye(4) + 1e-9 * random(4, 4, seed=3)]).double()
+    quaternions = quaternions / quaternions.norm(dim=-1, keepdim=True)
+    given = Frames.from_quaternion(quaternions)
+    found = given.to_quaternion()
+    assert (found[:, 0] >= 0).all()
+    torch.testing.assert_close((found * quaternions).sum(-1).abs(), torch.ones(208).double(), rtol=0, atol=1e-15)
+    assert_same(Frames.from_quaternion(found), given)
+    single = Frames(given.rotations.float(), given.translations.float()).to_quaternion()
+    torch.testing.assert_close((single * quaternions).sum(-1).abs(), torch.ones(208).double(), rtol=0, atol=5e-7)
+    nothing = torch.zeros(3, 3, 3, requires_grad=True)
+    out = Frames(nothing, torch.zeros(3, 3)).to_quaternion()
+    assert out.isfinite().all() and torch.autograd.grad(out.sum(), nothing)[0].isfinite().all()
+
+
+def test_gradient_of_to_quaternion():
+    """The gradient along directions that keep a rotation one: through from_quaternion it is the identity's, less the
+    part along the quaternion itself."""
+    quaternions = random(20, 4)
+    quaternions = (quaternions / quaternions.norm(dim=-1, keepdim=True) * quaternions[:, :1].sign()).requires_grad_()
+    cotangent = random(20, 4, seed=5)
+    (found,) = torch.autograd.grad(Frames.from_quaternion(quaternions).to_quaternion(), quaternions, cotangent)
+    along = (cotangent * quaternions).sum(-1, keepdim=True) * quaternions
+    torch.testing.assert_close(found, cotangent - along.detach())

@@ -78,6 +78,24 @@ class Frames(NamedTuple):
             translations = torch.zeros_like(rotations[..., 0])
         return _checked(Frames(rotations, translations))
 
+    def to_quaternion(self) -> Tensor:
+        """Quaternions ``[*, 4]`` (w, x, y, z) of the rotations, of length 1, with w not negative.
+
+        Where w is 0 the sign is not fixed. Of a matrix that is no rotation, 0 say, the result is finite still.
+        """
+        xx, xy, xz, yx, yy, yz, zx, zy, zz = _checked(self).rotations.flatten(-2).unbind(-1)
+        rows = (  # of 4 q q^T; all are multiples of q, and the one with the largest diagonal loses no digits
+            (1 + xx + yy + zz, zy - yz, xz - zx, yx - xy),
+            (zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx),
+            (xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy),
+            (yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz),
+        )
+        multiples = torch.stack([torch.stack(row, -1) for row in rows], -2)  # [*, 4, 4]
+        largest = multiples.detach().diagonal(dim1=-2, dim2=-1).argmax(-1)  # [*]
+        chosen = (torch.nn.functional.one_hot(largest, 4)[..., None] * multiples).sum(-2)  # [*, 4]
+        length = torch.linalg.vector_norm(chosen, dim=-1, keepdim=True)
+        return chosen / torch.where(chosen[..., :1] < 0, -length, length)
+
     def compose(self, other: Frames) -> Frames:
         """The frames that apply ``other`` first, then these; also written ``self @ other``.
 

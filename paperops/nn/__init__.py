@@ -4,6 +4,8 @@ A checkpoint of OpenFold's loads with ``strict=True``; :func:`convert_triangle_m
 there. Arguments that steer OpenFold's own chunking and in-place updates are not there: see each module.
 """
 
+from paperops.nn.angle_resnet import AngleResnet
+from paperops.nn.backbone_update import BackboneUpdate
 from paperops.nn.checkpoints import convert_triangle_multiplication
 from paperops.nn.dropout import DropoutColumnwise, DropoutRowwise
 from paperops.nn.invariant_point_attention import InvariantPointAttention
@@ -14,6 +16,8 @@ from paperops.nn.triangle_multiplication import (
 )
 
 __all__ = [
+    "AngleResnet",
+    "BackboneUpdate",
     "DropoutColumnwise",
     "DropoutRowwise",
     "InvariantPointAttention",

@@ -14,7 +14,17 @@ _TRUNCATED = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(
 @torch.no_grad()
 def lecun_normal(linear: nn.Linear) -> None:
     """Weights from a normal distribution cut off at two deviations, of variance 1 / inputs; bias 0."""
-    deviation = 1 / (_TRUNCATED * math.sqrt(linear.in_features))
+    _normal(linear, 1.0)
+
+
+@torch.no_grad()
+def he_normal(linear: nn.Linear) -> None:
+    """As :func:`lecun_normal` with variance 2 / inputs: what goes into a ReLU."""
+    _normal(linear, 2.0)
+
+
+def _normal(linear: nn.Linear, scale: float) -> None:
+    deviation = math.sqrt(scale) / (_TRUNCATED * math.sqrt(linear.in_features))
     nn.init.trunc_normal_(linear.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
     if linear.bias is not None:
         linear.bias.zero_()

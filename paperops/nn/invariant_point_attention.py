@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from paperops.geometry import Frames
 from paperops.nn.initialisation import lecun_normal, zero
+from paperops.nn.precision import check_dtype, wide
 from paperops.ops import _checks
 from paperops.ops.invariant_point_attention import invariant_point_attention
 
@@ -161,17 +162,17 @@ class InvariantPointAttention(nn.Module):
         mask = None if mask is None else mask.reshape(batch, n)
 
         q = self._heads(self.linear_q(s))  # [B, N, H, C]
-        q_points = self._wide(self.linear_q_points(s))  # [B, N, H, Pq, 3]
+        q_points = wide(self.linear_q_points(s))  # [B, N, H, Pq, 3]
         if self.is_multimer:
             k, v = self._heads(self.linear_k(s)), self._heads(self.linear_v(s))
-            k_points, v_points = self._wide(self.linear_k_points(s)), self._wide(self.linear_v_points(s))
+            k_points, v_points = wide(self.linear_k_points(s)), wide(self.linear_v_points(s))
         else:
             k, v = self._heads(self.linear_kv(s)).chunk(2, -1)
-            kv_points = self._wide(self.linear_kv_points(s))
+            kv_points = wide(self.linear_kv_points(s))
             k_points, v_points = kv_points.split([self.no_qk_points, self.no_v_points], -2)
         o, o_points, norms, o_pair = invariant_point_attention(
-            q, k, v, q_points, k_points, v_points, z.to(q.dtype), self._wide(rotations), self._wide(translations),
-            self._wide(self.head_weights), bias_weight=self.linear_b.weight, bias_bias=self.linear_b.bias, mask=mask,
+            q, k, v, q_points, k_points, v_points, z.to(q.dtype), wide(rotations), wide(translations),
+            wide(self.head_weights), bias_weight=self.linear_b.weight, bias_bias=self.linear_b.bias, mask=mask,
             inf=self.inf, eps=self.eps, finite_mask=self.finite_mask,
         )  # fmt: skip
         coordinates = o_points.flatten(2, 3).unbind(-1)  # x, y and z, [B, N, H Pv] each
@@ -184,15 +185,9 @@ class InvariantPointAttention(nn.Module):
     def _heads(self, values: Tensor) -> Tensor:
         return values.unflatten(-1, (self.no_heads, -1))
 
-    @staticmethod
-    def _wide(values: Tensor) -> Tensor:
-        return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
     def _check(self, s: Tensor, z: Tensor, rotations: Tensor, translations: Tensor, mask: Tensor | None) -> None:
         _checks.vectors("s", s, self.c_s, f"c_s = {self.c_s} channels")
-        dtype, working = self.linear_q.weight.dtype, _checks.working_dtype(s)
-        if dtype != s.dtype and working == s.dtype:
-            raise TypeError(f"s of {s.dtype} does not go with parameters of {dtype}: convert the one or the other")
+        check_dtype("s", s, self.linear_q.weight)
         if isinstance(rotations, Frames):
             raise TypeError("rotations must be a torch.Tensor; got Frames: pass both of its tensors, as *frames")
         if s.dim() < 2:

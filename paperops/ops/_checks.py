@@ -41,7 +41,7 @@ def values_are_free(value: Tensor) -> bool:
     return True
 
 
-def _autocast_unites(a: Tensor, b: Tensor) -> bool:
+def autocast_unites(a: Tensor, b: Tensor) -> bool:
     """Whether autocast is on and takes both as float32."""
     return torch.is_autocast_enabled(a.device.type) and torch.float64 not in (a.dtype, b.dtype)
 
@@ -75,7 +75,7 @@ def clouds(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
         raise ValueError(f"{y_name} must have points of the dimension of {x_name}, {x_shape[2]}; got {y_shape[2]}")
     if x_shape[2] == 0:
         raise ValueError(f"{x_name} and {y_name} must have points of at least 1 dimension; got 0")
-    if x.dtype != y.dtype and not _autocast_unites(x, y):
+    if x.dtype != y.dtype and not autocast_unites(x, y):
         raise TypeError(f"{y_name} must have the dtype of {x_name}, {x.dtype}; got {y.dtype}")
     if x.device != y.device:
         raise ValueError(f"{y_name} must be on the device of {x_name}, {x.device}; got {y.device}")
@@ -130,7 +130,7 @@ def normals(name: str, value: Tensor | None, points: Tensor) -> Tensor | None:
     tensor(name, value)
     if value.shape != points.shape:
         raise ValueError(f"{name} must have the shape of the points, {list(points.shape)}; got {list(value.shape)}")
-    if value.dtype != points.dtype and not _autocast_unites(value, points):
+    if value.dtype != points.dtype and not autocast_unites(value, points):
         raise TypeError(f"{name} must have the dtype of the points, {points.dtype}; got {value.dtype}")
     if value.device != points.device:
         raise ValueError(f"{name} must be on the device of the points, {points.device}; got {value.device}")
@@ -371,3 +371,24 @@ def residue_mask(name: str, value: Tensor | None, shape: tuple[int, ...], x: Ten
     """A mask of residues, beside x, which the caller calls ``of``, as bool."""
     value = mask_of(name, value, shape, "residue", x, of)
     return None if value is None else value != 0
+
+
+RESIDUE_TYPES = 21
+"""AlphaFold2's: the twenty amino acids, and unknown."""
+
+
+def residue_types(name: str, value: object, shape: tuple[int, ...], x: Tensor, of: str) -> Tensor:
+    """Types of residues, integers from 0 to 20 of this shape, beside x, which the caller calls ``of``; as int64."""
+    value = tensor(name, value)
+    if value.dtype not in _INTEGER_DTYPES:
+        raise TypeError(f"{name} must have an integer dtype; got {value.dtype}")
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {list(shape)}, one type a residue; got {list(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of {of}, {x.device}; got {value.device}")
+    if value.numel() and values_are_free(value):
+        low, high = (int(bound) for bound in value.aminmax())
+        if low < 0 or high >= RESIDUE_TYPES:
+            found = low if low < 0 else high
+            raise ValueError(f"{name} must be types of residues, from 0 to {RESIDUE_TYPES - 1}; got {found}")
+    return value.to(torch.int64)
