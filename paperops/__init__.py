@@ -5,7 +5,7 @@ Every op exists under one name on every floor: ``paperops.<op>`` (fused, differe
 tells which implementations are there and which would run.
 """
 
-from paperops import geometry, nn, reference
+from paperops import geometry, nn, reference, residues
 from paperops.backends import BackendError, use_backend
 from paperops.ops import (
     IPA,
@@ -35,6 +35,7 @@ __all__ = [
     "knn",
     "nn",
     "reference",
+    "residues",
     "triangle_contract",
     "triangle_multiplicative_update",
     "use_backend",

@@ -65,6 +65,7 @@ def test_wheel_holds_every_module(unpacked: Path, source: str, installed: str) -
 
 def test_wheel_holds_what_is_not_python(unpacked: Path) -> None:
     assert (unpacked / "paperops" / "py.typed").is_file()
+    assert (unpacked / "paperops" / "residues" / "residues.json").is_file()
     (information,) = unpacked.glob("paperops-*.dist-info")
     assert (information / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert (information / "licenses" / "NOTICE").is_file()
@@ -139,6 +140,17 @@ print(torch.cuda.is_initialized())
 
 # Which part of the package may import which (dependencies point down only).
 FORBIDDEN = {
+    "paperops/residues": [
+        *(
+            "paperops.reference",
+            "paperops.ops",
+            "paperops.nn",
+            "paperops.models",
+            "paperops.testing",
+            "paperops.backends",
+        ),
+        *("paperops.geometry", "paperops.compat"),
+    ],
     "paperops/reference": ["paperops.ops", "paperops.nn", "paperops.models", "paperops.testing", "paperops.backends"],
     "kernels": ["paperops.ops", "paperops.nn", "paperops.models", "paperops.testing", "paperops.reference"],
     "paperops/ops": ["paperops.nn", "paperops.models", "paperops.compat", "paperops.testing", "paperops.benchmarks"],
