@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .invariant_point_attention_plans import Problem
+from .invariant_point_attention_plans import Problem, padded
 from .invariant_point_attention_tiles import (
     add_pair_bias,
     add_points,
@@ -144,12 +144,6 @@ def attention_kernel(
 
 
 @triton.jit
-def merged(parts, out, rows, exists, scales, row_count, splits, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """out [rows, WIDTH] = sum_s exp(lse_s - lse) parts_s."""
-    pass
-
-
-@triton.jit
 def merge_rows(
     parts,
     out,
@@ -230,6 +224,7 @@ def plan_attention(problem: Problem, splits: int | None = None) -> tuple[tuple[T
     made = out if splits == 1 else results(splits)
     arguments = problem.arguments(tiles) | made
     arguments |= {"blocks": blocks, "batches": b, "run": run, "PART": splits > 1}
+    arguments["BLOCK_PV"] = padded(pv, 8)  # no product runs over points here
     launches = [problem.launch(attention_kernel, splits * b * blocks, tiles, arguments)]
     if splits > 1:
         launches.append(plan_merge(problem, made, out, splits))

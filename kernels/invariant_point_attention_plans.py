@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from .arithmetic import accumulator_type, operand_type
-from .launch import Architecture, Launch, accumulator, compiler_options
+from .launch import Architecture, Launch, accumulator, compiler_options, interpreted
 
 W_L = math.sqrt(1 / 3)
 LIMIT = 16384  # values that a program sums for each query, heads times channels of z, both padded
@@ -29,6 +29,19 @@ class Tiles:
 
     def options(self, arch: Architecture) -> dict[str, Any]:
         return compiler_options(arch, self.warps) | {"num_stages": 1}
+
+
+# Before 3.8 Triton has products over 16 values at least, whatever their type, and does not compile those of batches of
+# float64 matrices for all devices.
+OLD_PRODUCTS = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
+LEAST_DEPTH = 16 if OLD_PRODUCTS else 8
+
+
+def float64_is_missing() -> str | None:
+    """Why these kernels do not take float64 here, or None."""
+    if OLD_PRODUCTS and not interpreted():
+        return f"Triton {triton.__version__} lacks batched products of float64: install Triton 3.8 or newer"
+    return None
 
 
 def padded(width: int, least: int = 16) -> int:
@@ -207,8 +220,8 @@ class Problem:
             "z_batch": self.z.stride(0), "z_i": self.z.stride(1), "z_j": self.z.stride(2),
             "bias_batch": bias_strides[0], "bias_i": bias_strides[1], "bias_j": bias_strides[2],
             "bias_h": bias_strides[3], "H": h, "C": c, "PQ": pq, "PV": pv, "CZ": cz, "BI": tiles.queries,
-            "BJ": tiles.keys, "BLOCK_H": padded(h), "BLOCK_C": padded(c), "BLOCK_PQ": padded(pq, 8),
- "BLOCK_PV": padded(pv, 8), "BLOCK_Z": min(padded(cz), tiles.channels),
+            "BJ": tiles.keys, "BLOCK_H": padded(h), "BLOCK_C": padded(c), "BLOCK_PQ": padded(pq, LEAST_DEPTH),
+            "BLOCK_PV": padded(pv, LEAST_DEPTH), "BLOCK_Z": min(padded(cz), tiles.channels),
             "PARTS": 0 if self.weight is None else self.weight.shape[0], "W_L": W_L, "SCALE": W_L / math.sqrt(c),
             "DIGITS": digits(self.dtype), "OPERAND": operand_type(self.dtype, self.arch), "PRECISION": self.precision,
             "ACC": accumulator_type(self.dtype),

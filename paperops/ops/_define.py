@@ -29,9 +29,9 @@ def cuda(op: str, declines: Callable[..., str | None] | None = None) -> Implemen
     return Implementation(lambda: getattr(torch.ops.paperops, op).cuda, declines)
 
 
-def triton(module: str, function: str) -> Implementation:
+def triton(module: str, function: str, declines: Callable[..., str | None] | None = None) -> Implementation:
     """The function of that name in ``paperops.kernels.<module>``, imported at the first use."""
-    return Implementation(lambda: getattr(importlib.import_module(f"paperops.kernels.{module}"), function))
+    return Implementation(lambda: getattr(importlib.import_module(f"paperops.kernels.{module}"), function), declines)
 
 
 def plain(function: Callable[..., Any], declines: Callable[..., str | None] | None = None) -> Implementation:

@@ -7,6 +7,7 @@ rotations and translations.
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -171,6 +172,13 @@ def _second_derivative(ctx: Any, *tangents: Tensor) -> tuple[Any, ...]:
     return *found[:4], None, *found[4:], None
 
 
+def _triton_declines(values: Tensor, *rest: Any) -> str | None:
+    """Of q, or of the gradient of o, which is float64 where q is."""
+    if values.dtype != torch.float64:
+        return None
+    return importlib.import_module("paperops.kernels.invariant_point_attention_plans").float64_is_missing()
+
+
 backward_op: Any = define(
     "invariant_point_attention_backward",
     f"(Tensor grad_o, Tensor grad_o_points, Tensor grad_o_pair, Tensor delta, Tensor lse, {_INPUTS}) "
@@ -178,7 +186,7 @@ backward_op: Any = define(
     {
         "reference": plain(_backward_reference),
         "native": native("invariant_point_attention_backward"),
-        "triton": triton("invariant_point_attention", "invariant_point_attention_backward"),
+        "triton": triton("invariant_point_attention", "invariant_point_attention_backward", _triton_declines),
     },
     fake=_backward_fake,
     save=_backward_save,
@@ -214,7 +222,7 @@ attention_op: Any = define(
     {
         "reference": plain(_reference),
         "native": native("invariant_point_attention"),
-        "triton": triton("invariant_point_attention", "invariant_point_attention"),
+        "triton": triton("invariant_point_attention", "invariant_point_attention", _triton_declines),
     },
     fake=_fake,
     save=_save,

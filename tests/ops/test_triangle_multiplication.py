@@ -259,6 +259,33 @@ def test_low_memory(target, direction, dtype):
     torch.testing.assert_close(low, whole)
 
 
+@pytest.mark.parametrize("n", [256, 4096])
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_memory_that_the_triton_plan_asks_for(n, low_memory):
+    """The plan of a GPU, made without one: what its steps use beyond x, mask, parameters and the result."""
+    pytest.importorskip("triton")
+    from paperops.kernels import triangle_multiplication as kernels
+    from paperops.kernels.launch import KNOWN_ARCHITECTURES, Launch
+
+    channels = hidden = 128
+    x, mask, parameters = kernels.meta_arguments(n, channels, hidden, False, torch.bfloat16)
+    (out, _), steps = kernels.plan_update(
+        x, mask, parameters, True, False, 1e-5, "ieee", low_memory, KNOWN_ARCHITECTURES["sm_90"]
+    )
+    used = [
+        value
+        for step in steps
+        for value in (step.arguments.values() if isinstance(step, Launch) else step.arguments)
+        if torch.is_tensor(value)
+    ]
+    given = {value.untyped_storage()._cdata for value in (x, mask, *parameters, out)}
+    beyond = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in used}
+    assert given & beyond.keys(), "the steps read x and write the result"
+    bytes_ = sum(size for storage, size in beyond.items() if storage not in given)
+    whole = n * n * hidden * x.element_size()
+    assert whole * (0.3 if low_memory else 2.9) < bytes_ <= whole * (0.5 if low_memory else 3) + (1 << 16)
+
+
 @kernels
 @gates
 @pytest.mark.parametrize(("channels", "hidden"), [(8, 4), (4, 12), (33, 17)])
