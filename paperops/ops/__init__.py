@@ -4,20 +4,24 @@ from paperops.ops.chamfer import chamfer_distance
 from paperops.ops.invariant_point_attention import invariant_point_attention
 from paperops.ops.metrics import f_score, hausdorff_distance
 from paperops.ops.nearest import KNN, knn
+from paperops.ops.structural_violations import structural_violations
 from paperops.ops.triangle_contract import triangle_contract
 from paperops.ops.triangle_multiplication import triangle_multiplicative_update
 from paperops.reference.chamfer import FScore
 from paperops.reference.invariant_point_attention import IPA
+from paperops.reference.structural_violations import Violations
 
 __all__ = [
     "IPA",
     "KNN",
     "FScore",
+    "Violations",
     "chamfer_distance",
     "f_score",
     "hausdorff_distance",
     "invariant_point_attention",
     "knn",
+    "structural_violations",
     "triangle_contract",
     "triangle_multiplicative_update",
 ]

@@ -373,22 +373,40 @@ def residue_mask(name: str, value: Tensor | None, shape: tuple[int, ...], x: Ten
     return None if value is None else value != 0
 
 
+def residue_numbers(
+    name: str, value: object, shape: tuple[int, ...], x: Tensor, of: str, what: str = "number"
+) -> Tensor:
+    """Integers of this shape, beside x, which the caller calls ``of``; as int64."""
+    value = tensor(name, value)
+    if value.dtype not in _INTEGER_DTYPES:
+        raise TypeError(f"{name} must have an integer dtype; got {value.dtype}")
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {list(shape)}, one {what} a residue; got {list(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of {of}, {x.device}; got {value.device}")
+    return value.to(torch.int64)
+
+
 RESIDUE_TYPES = 21
 """AlphaFold2's: the twenty amino acids, and unknown."""
 
 
 def residue_types(name: str, value: object, shape: tuple[int, ...], x: Tensor, of: str) -> Tensor:
     """Types of residues, integers from 0 to 20 of this shape, beside x, which the caller calls ``of``; as int64."""
-    value = tensor(name, value)
-    if value.dtype not in _INTEGER_DTYPES:
-        raise TypeError(f"{name} must have an integer dtype; got {value.dtype}")
-    if tuple(value.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {list(shape)}, one type a residue; got {list(value.shape)}")
-    if value.device != x.device:
-        raise ValueError(f"{name} must be on the device of {of}, {x.device}; got {value.device}")
-    if value.numel() and values_are_free(value):
-        low, high = (int(bound) for bound in value.aminmax())
+    types = residue_numbers(name, value, shape, x, of, "type")
+    if types.numel() and values_are_free(types):
+        low, high = (int(bound) for bound in types.aminmax())
         if low < 0 or high >= RESIDUE_TYPES:
             found = low if low < 0 else high
             raise ValueError(f"{name} must be types of residues, from 0 to {RESIDUE_TYPES - 1}; got {found}")
-    return value.to(torch.int64)
+    return types
+
+
+def tolerance(name: str, value: object) -> float:
+    """A finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    number = _as_float(value)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative; got {number}")
+    return number

@@ -3,16 +3,19 @@
 from paperops.reference.chamfer import chamfer_distance, f_score, hausdorff_distance
 from paperops.reference.invariant_point_attention import IPA, invariant_point_attention
 from paperops.reference.nearest import KNN, knn
+from paperops.reference.structural_violations import Violations, structural_violations
 from paperops.reference.triangle_multiplication import triangle_contract, triangle_multiplicative_update
 
 __all__ = [
     "IPA",
     "KNN",
+    "Violations",
     "chamfer_distance",
     "f_score",
     "hausdorff_distance",
     "invariant_point_attention",
     "knn",
+    "structural_violations",
     "triangle_contract",
     "triangle_multiplicative_update",
 ]

@@ -128,7 +128,7 @@ class Entry:
         return self.name
 
 
-FAMILIES = ("nearest", "triangle_multiplication", "invariant_point_attention")
+FAMILIES = ("nearest", "triangle_multiplication", "invariant_point_attention", "structural_violations")
 """The modules of ``paperops.testing`` that declare ops, in the order in which they are listed."""
 
 
