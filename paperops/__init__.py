@@ -8,12 +8,15 @@ tells which implementations are there and which would run.
 from paperops import geometry, nn, reference, residues
 from paperops.backends import BackendError, use_backend
 from paperops.ops import (
+    FAPE,
     IPA,
     KNN,
     FScore,
     Violations,
     chamfer_distance,
     f_score,
+    frame_aligned_point_error,
+    frame_aligned_point_error_terms,
     hausdorff_distance,
     invariant_point_attention,
     knn,
@@ -25,6 +28,7 @@ from paperops.ops import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "FAPE",
     "IPA",
     "KNN",
     "BackendError",
@@ -32,6 +36,8 @@ __all__ = [
     "Violations",
     "chamfer_distance",
     "f_score",
+    "frame_aligned_point_error",
+    "frame_aligned_point_error_terms",
     "geometry",
     "hausdorff_distance",
     "invariant_point_attention",

@@ -1,6 +1,7 @@
 """The public functions and the dispatcher ops ``torch.ops.paperops.*``: one file an op family."""
 
 from paperops.ops.chamfer import chamfer_distance
+from paperops.ops.frame_aligned_point_error import frame_aligned_point_error, frame_aligned_point_error_terms
 from paperops.ops.invariant_point_attention import invariant_point_attention
 from paperops.ops.metrics import f_score, hausdorff_distance
 from paperops.ops.nearest import KNN, knn
@@ -8,16 +9,20 @@ from paperops.ops.structural_violations import structural_violations
 from paperops.ops.triangle_contract import triangle_contract
 from paperops.ops.triangle_multiplication import triangle_multiplicative_update
 from paperops.reference.chamfer import FScore
+from paperops.reference.frame_aligned_point_error import FAPE
 from paperops.reference.invariant_point_attention import IPA
 from paperops.reference.structural_violations import Violations
 
 __all__ = [
+    "FAPE",
     "IPA",
     "KNN",
     "FScore",
     "Violations",
     "chamfer_distance",
     "f_score",
+    "frame_aligned_point_error",
+    "frame_aligned_point_error_terms",
     "hausdorff_distance",
     "invariant_point_attention",
     "knn",

@@ -21,7 +21,7 @@ _Value = TypeVar("_Value")
 
 _FLOATING_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
-_INTEGER_DTYPES = (*_SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+INTEGER_DTYPES = (*_SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def constant_when_compiled(function: Callable[[], _Value]) -> Callable[[], _Value]:
@@ -87,7 +87,7 @@ def lengths(name: str, value: Tensor | None, points: Tensor) -> Tensor | None:
         return None
     tensor(name, value)
     batch, limit, _ = points.shape
-    if value.dtype not in _INTEGER_DTYPES:
+    if value.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{name} must have an integer dtype; got {value.dtype}")
     if value.dim() != 1 or value.shape[0] != batch:
         raise ValueError(f"{name} must have shape [{batch}], one length a cloud; got {list(value.shape)}")

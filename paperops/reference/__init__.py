@@ -1,17 +1,25 @@
 """The definitions: plain torch, no branches for speed, correct in float64. Every op is tested against these."""
 
 from paperops.reference.chamfer import chamfer_distance, f_score, hausdorff_distance
+from paperops.reference.frame_aligned_point_error import (
+    FAPE,
+    frame_aligned_point_error,
+    frame_aligned_point_error_terms,
+)
 from paperops.reference.invariant_point_attention import IPA, invariant_point_attention
 from paperops.reference.nearest import KNN, knn
 from paperops.reference.structural_violations import Violations, structural_violations
 from paperops.reference.triangle_multiplication import triangle_contract, triangle_multiplicative_update
 
 __all__ = [
+    "FAPE",
     "IPA",
     "KNN",
     "Violations",
     "chamfer_distance",
     "f_score",
+    "frame_aligned_point_error",
+    "frame_aligned_point_error_terms",
     "hausdorff_distance",
     "invariant_point_attention",
     "knn",

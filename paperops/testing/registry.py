@@ -128,7 +128,13 @@ class Entry:
         return self.name
 
 
-FAMILIES = ("nearest", "triangle_multiplication", "invariant_point_attention", "structural_violations")
+FAMILIES = (
+    "nearest",
+    "triangle_multiplication",
+    "invariant_point_attention",
+    "frame_aligned_point_error",
+    "structural_violations",
+)
 """The modules of ``paperops.testing`` that declare ops, in the order in which they are listed."""
 
 
