@@ -378,7 +378,7 @@ def residue_numbers(
 ) -> Tensor:
     """Integers of this shape, beside x, which the caller calls ``of``; as int64."""
     value = tensor(name, value)
-    if value.dtype not in _INTEGER_DTYPES:
+    if value.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{name} must have an integer dtype; got {value.dtype}")
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {list(shape)}, one {what} a residue; got {list(value.shape)}")
