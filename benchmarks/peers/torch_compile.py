@@ -64,3 +64,11 @@ def triangle_multiplicative_update(**arguments: Any) -> Any:
 
 def invariant_point_attention(**arguments: Any) -> Any:
     return _call(torch_eager.invariant_point_attention, **arguments)
+
+
+def lddt(**arguments: Any) -> Any:
+    return _call(torch_eager.lddt, **arguments)
+
+
+def predicted_tm_score(**arguments: Any) -> Any:
+    return _call(torch_eager.predicted_tm_score, **arguments)

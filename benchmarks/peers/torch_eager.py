@@ -22,6 +22,11 @@ def memory(op: str, arguments: dict[str, Any]) -> int:
     if "q_points" in arguments:  # [B, N, N, H, Pq, 3] and its square
         points = arguments["q_points"]
         return 2 * points.numel() * points.shape[1] * points.element_size()
+    if op == "lddt":  # differences [B, N, N, 3] and their squares
+        positions = arguments["pred_positions"]
+        return 2 * positions.numel() * positions.shape[1] * positions.element_size()
+    if op == "predicted_tm_score":  # probabilities, and their products with the scores of bins
+        return (4 if arguments["logits"].requires_grad else 2) * arguments["logits"].nbytes
     if "x" not in arguments or "y" not in arguments:
         return 0  # not an op on pairs
     x, y = arguments["x"], arguments["y"]
@@ -129,3 +134,43 @@ def invariant_point_attention(
     o_points = (reached - translations[:, :, None, None]) @ rotations[:, :, None]
     o_pair = a.to(z.dtype).transpose(1, 2) @ z  # [B, N, H, Cz]
     return o, o_points, torch.sqrt(o_points.square().sum(-1) + 1e-8), o_pair
+
+
+def lddt(
+    pred_positions: Tensor, target_positions: Tensor, mask: Tensor, cutoff: float = 15.0, per_residue: bool = False
+) -> Tensor:
+    """lDDT as it is written in models: two matrices of distances, and their difference."""
+    true, found = (
+        torch.sqrt((positions[:, :, None] - positions[:, None]).square().sum(-1) + 1e-10)
+        for positions in (target_positions, pred_positions)
+    )
+    keep = mask.to(true.dtype)
+    pairs = (true < cutoff) * keep[:, :, None] * keep[:, None]
+    pairs = pairs * (1 - torch.eye(mask.shape[1], dtype=true.dtype, device=mask.device))  # [B, N, N]
+    error = (true - found).abs()
+    below = 0.25 * sum((error < threshold).to(true.dtype) for threshold in (0.5, 1.0, 2.0, 4.0))
+    over = (2,) if per_residue else (1, 2)
+    return (1e-10 + (pairs * below).sum(over)) / (1e-10 + pairs.sum(over))
+
+
+def predicted_tm_score(
+    logits: Tensor,
+    residue_weights: Tensor | None = None,
+    asym_id: Tensor | None = None,
+    interface: bool = False,
+    max_bin: float = 31,
+    bins: int = 64,
+) -> Tensor:
+    """The predicted TM-score as it is written in models: probabilities of all pairs, then their expectation."""
+    weights = logits.new_ones(logits.shape[:2]) if residue_weights is None else residue_weights.to(logits.dtype)
+    step = max_bin / (bins - 2)
+    centres = (torch.arange(bins, device=logits.device) + 0.5) * step
+    d0 = 1.24 * (weights.sum(1).clamp(min=19) - 15) ** (1 / 3) - 1.8  # [B]
+    scores = 1 / (1 + (centres / d0[:, None]) ** 2)  # [B, bins]
+    expected = (torch.softmax(logits, -1) * scores[:, None, None].to(logits.dtype)).sum(-1)  # [B, N, N]
+    pairs = weights[:, :, None] * weights[:, None]
+    if interface and asym_id is not None:
+        pairs = pairs * (asym_id[:, :, None] != asym_id[:, None])
+    by_alignment = (expected * pairs / (1e-8 + pairs.sum(2, keepdim=True))).sum(2)
+    best = (by_alignment * weights).argmax(1, keepdim=True)
+    return by_alignment.gather(1, best)[:, 0]

@@ -3,8 +3,10 @@
 from paperops.ops.chamfer import chamfer_distance
 from paperops.ops.frame_aligned_point_error import frame_aligned_point_error, frame_aligned_point_error_terms
 from paperops.ops.invariant_point_attention import invariant_point_attention
+from paperops.ops.lddt import lddt
 from paperops.ops.metrics import f_score, hausdorff_distance
 from paperops.ops.nearest import KNN, knn
+from paperops.ops.predicted_tm_score import predicted_tm_score
 from paperops.ops.structural_violations import structural_violations
 from paperops.ops.triangle_contract import triangle_contract
 from paperops.ops.triangle_multiplication import triangle_multiplicative_update
@@ -26,6 +28,8 @@ __all__ = [
     "hausdorff_distance",
     "invariant_point_attention",
     "knn",
+    "lddt",
+    "predicted_tm_score",
     "structural_violations",
     "triangle_contract",
     "triangle_multiplicative_update",

@@ -7,7 +7,9 @@ from paperops.reference.frame_aligned_point_error import (
     frame_aligned_point_error_terms,
 )
 from paperops.reference.invariant_point_attention import IPA, invariant_point_attention
+from paperops.reference.lddt import lddt
 from paperops.reference.nearest import KNN, knn
+from paperops.reference.predicted_tm_score import predicted_tm_score
 from paperops.reference.structural_violations import Violations, structural_violations
 from paperops.reference.triangle_multiplication import triangle_contract, triangle_multiplicative_update
 
@@ -23,6 +25,8 @@ __all__ = [
     "hausdorff_distance",
     "invariant_point_attention",
     "knn",
+    "lddt",
+    "predicted_tm_score",
     "structural_violations",
     "triangle_contract",
     "triangle_multiplicative_update",

@@ -134,6 +134,8 @@ FAMILIES = (
     "invariant_point_attention",
     "frame_aligned_point_error",
     "structural_violations",
+    "lddt",
+    "predicted_tm_score",
 )
 """The modules of ``paperops.testing`` that declare ops, in the order in which they are listed."""
 

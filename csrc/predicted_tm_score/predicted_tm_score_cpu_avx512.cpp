@@ -1,0 +1,15 @@
+// The kernel for AVX-512, see common/target_avx512.h.
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "predicted_tm_score_cpu.h"
+
+#if defined(PAPEROPS_X86)
+#include "../common/target_avx512.h"
+#include "predicted_tm_score_cpu_kernels.h"
+
+PAPEROPS_TM_SCORE_ROWS(avx512)
+
+#include "../common/target_end.h"
+#endif
