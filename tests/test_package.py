@@ -130,7 +130,7 @@ import sys, torch
 before = set(sys.modules)
 import paperops
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
-print(sorted(new & {"triton", "rich", "matplotlib", "scipy", "sklearn", "numpy", "pytest"}))
+print(sorted(new & {"triton", "rich", "matplotlib", "scipy", "sklearn", "gemmi", "numpy", "pytest"}))
 print([name for name in sys.modules if name.startswith(("paperops.kernels", "paperops.benchmarks"))])
 print([path for path in torch.ops.loaded_libraries if "paperops" in str(path)])
 print(torch.cuda.is_initialized())
@@ -150,6 +150,20 @@ FORBIDDEN = {
             "paperops.backends",
         ),
         *("paperops.geometry", "paperops.compat"),
+    ],
+    "paperops/geometry": [
+        "paperops.nn",
+        "paperops.models",
+        "paperops.compat",
+        "paperops.testing",
+        "paperops.structures",
+    ],
+    "paperops/structures": [
+        "paperops.nn",
+        "paperops.models",
+        "paperops.compat",
+        "paperops.testing",
+        "paperops.geometry",
     ],
     "paperops/reference": ["paperops.ops", "paperops.nn", "paperops.models", "paperops.testing", "paperops.backends"],
     "kernels": ["paperops.ops", "paperops.nn", "paperops.models", "paperops.testing", "paperops.reference"],

@@ -1,0 +1,16 @@
+"""gemmi, where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def gemmi() -> Any:
+    """The module. Raises ImportError with what to do where it is missing."""
+    try:
+        return importlib.import_module("gemmi")
+    except ImportError as error:
+        raise ImportError(
+            f"reading and writing structures needs gemmi ({error}): pip install 'paperops[demo]', or gemmi alone"
+        ) from None
