@@ -1,11 +1,10 @@
 """Real structures to torsions and frames and back to atoms.
 
-The torsions and frames are exact; rigid groups are ideal, and real residues are not quite: their bond angles differ from
-the ideal ones by a few degrees, which a long side chain adds up. Hence three claims, each with the bound that holds:
-back and forth on what torsions and frames describe, nothing is lost; what they describe is within 0.1 A of the residue
-built from Engh and Huber's bonds and angles at the measured torsions; and how near that is to the atoms of the entries,
-which is a matter of the entries. Those are of the Protein Data Bank: 4zey, 4i6p and 2q2k from crystals; 3zee is a model of
-a fibre, coarse.
+The torsions and frames are exact; rigid groups are ideal, and real residues are not quite: their bond angles differ
+from the ideal ones by a few degrees, which a long side chain adds up. Hence three claims, each with the bound that
+holds: nothing is lost of what torsions and frames describe; that is within 0.1 A of the residue that Engh and Huber's
+bonds and angles give at the measured torsions; and how near it is to the atoms of the entries, which is a matter of the
+entries: 4zey, 4i6p and 2q2k are crystal structures, 3zee is a coarser model, of a map by electron microscopy.
 """
 
 import math
@@ -27,7 +26,7 @@ from paperops.residues import ATOM14, ATOM37, constants
 
 pytest.importorskip("gemmi", reason="gemmi is not installed: pip install 'paperops[demo]'")
 
-from paperops.structures import read_chain  # noqa: E402
+from paperops.structures import read_chain
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "mmcif"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no real structures: {FOLDER} is not there")
@@ -110,9 +109,10 @@ def test_rebuilt_residues_are_those_of_engh_and_huber(read, entry, name):
     assert compared > 2 * len(chain.aatype) and worst < 0.1, worst
 
 
-# Of each entry: the share of rigid groups within 0.1 A (root mean square) of their atoms, placed by their own frames; the
-# median distance of an atom, so placed; the share of residues whose N, CA, C, O, CB are within 0.1 A, from the backbone's
-# frame and psi; the median distance of an atom from the backbone's frame and all torsions. Measured, rounded outwards.
+# Of each entry: the share of rigid groups within 0.1 A (root mean square) of their atoms, placed by their own frames;
+# the median distance of an atom, so placed; the share of residues whose N, CA, C, O, CB are within 0.1 A, from the
+# backbone's frame and psi; the median distance of an atom from the backbone's frame and all torsions. Measured, rounded
+# outwards.
 NEAR = {
     ("4zey", "A"): (0.96, 0.020, 0.97, 0.034),
     ("4i6p", "A"): (0.92, 0.025, 0.90, 0.058),

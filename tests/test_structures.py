@@ -54,10 +54,11 @@ def lines(letters, chain="A", names=None, numbers=None, offset=0.0, model=1, lab
             found.append(
                 {
                     "group_PDB": "ATOM", "type_symbol": atom[0], "label_atom_id": atom, "label_alt_id": ".",
-                    "label_comp_id": name, "label_asym_id": chain, "label_entity_id": "1", "label_seq_id": str(n + 1) if labels else ".",
-                    "pdbx_PDB_ins_code": number[len(digits) :] or "?", "Cartn_x": f"{place[0]:.3f}",
-                    "Cartn_y": f"{place[1]:.3f}", "Cartn_z": f"{place[2]:.3f}", "occupancy": "1.00",
-                    "B_iso_or_equiv": "20.00", "auth_seq_id": digits, "auth_asym_id": chain, "pdbx_PDB_model_num": str(model),
+                    "label_comp_id": name, "label_asym_id": chain, "label_entity_id": "1",
+                    "label_seq_id": str(n + 1) if labels else ".", "pdbx_PDB_ins_code": number[len(digits) :] or "?",
+                    "Cartn_x": f"{place[0]:.3f}", "Cartn_y": f"{place[1]:.3f}", "Cartn_z": f"{place[2]:.3f}",
+                    "occupancy": "1.00", "B_iso_or_equiv": "20.00", "auth_seq_id": digits, "auth_asym_id": chain,
+                    "pdbx_PDB_model_num": str(model),
                 }
                 | changed
             )  # fmt: skip
