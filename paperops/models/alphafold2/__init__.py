@@ -1,0 +1,47 @@
+"""AlphaFold2: the structure module, its heads and its losses.
+
+Jumper et al., "Highly accurate protein structure prediction with AlphaFold", Nature 596 (2021), and Evans et al.,
+"Protein complex prediction with AlphaFold-Multimer" (2022). Modules have OpenFold's constructor arguments and
+state-dict keys, so that its checkpoints load with ``strict=True``; lengths are in Angstrom.
+"""
+
+from paperops.models.alphafold2.fape import backbone_fape, sidechain_fape
+from paperops.models.alphafold2.heads import (
+    PerResidueLDDTCaPredictor,
+    PredictedAlignedError,
+    TMScoreHead,
+    compute_plddt,
+    compute_predicted_aligned_error,
+)
+from paperops.models.alphafold2.losses import (
+    WEIGHTS,
+    LossWeights,
+    aligned_error_loss,
+    plddt_loss,
+    torsion_angle_loss,
+    violation_loss,
+)
+from paperops.models.alphafold2.structure_module import Structure, StructureModule
+from paperops.models.alphafold2.symmetry import RenamedAtoms, rename_symmetric_atoms
+from paperops.models.alphafold2.transition import StructureModuleTransition
+
+__all__ = [
+    "WEIGHTS",
+    "LossWeights",
+    "PerResidueLDDTCaPredictor",
+    "PredictedAlignedError",
+    "RenamedAtoms",
+    "Structure",
+    "StructureModule",
+    "StructureModuleTransition",
+    "TMScoreHead",
+    "aligned_error_loss",
+    "backbone_fape",
+    "compute_plddt",
+    "compute_predicted_aligned_error",
+    "plddt_loss",
+    "rename_symmetric_atoms",
+    "sidechain_fape",
+    "torsion_angle_loss",
+    "violation_loss",
+]
