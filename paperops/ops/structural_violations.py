@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paperops import residues
 from paperops.ops import _checks
-from paperops.ops._define import define, fold_or_loop, plain
+from paperops.ops._define import define, fold_or_loop, native, plain
 from paperops.reference.nearest import result_dtype
 from paperops.reference.structural_violations import (
     Violations,
@@ -64,7 +64,7 @@ def gradients(
     radius = radii[aatype]  # [B, N, 14]
     touching = radius[:, :, None, :, None] + radius[:, None, :, None, :] - tolerance
     both = grad_clash[:, :, None, :, None] + grad_clash[:, None, :, None, :]
-    pull = torch.where(pairs & (touching > distances), both / distances, 0)  # [B, N, N, 14, 14]
+    pull = torch.where(pairs & ~(touching <= distances), both / distances, 0)  # [B, N, N, 14, 14]
     found = -(pull[..., None] * differences).sum((2, 4))
 
     pairs = pairs_within(atoms)
@@ -103,7 +103,7 @@ def _second_derivative(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
 backward_op: Any = define(
     "structural_violations_backward",
     f"(Tensor grad_clash, Tensor grad_within, {_INPUTS}) -> Tensor",
-    {"reference": plain(_backward_reference)},
+    {"reference": plain(_backward_reference), "native": native("structural_violations_backward")},
     fake=_backward_fake,
     save=_backward_save,
     backward=_second_derivative,
@@ -128,7 +128,7 @@ def _derivative(ctx: Any, grad_clash: Tensor, _: Any, __: Any, grad_within: Tens
 violations_op: Any = define(
     "structural_violations",
     f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    {"reference": plain(_reference)},
+    {"reference": plain(_reference), "native": native("structural_violations")},
     fake=_fake,
     save=_save,
     backward=_derivative,

@@ -4,15 +4,18 @@ import math
 
 import pytest
 import torch
+from paperops.benchmarks import memory
 
 import paperops
-from paperops import reference, residues
+from paperops import backends, reference, residues
 from paperops.geometry import Frames
 from paperops.testing.structural_violations import CYSTEINE, PROLINE, UNKNOWN, protein_arguments
 from paperops.testing.targets import targets
 
-backend = pytest.mark.parametrize("target", targets("cuda", "native", "triton"), ids="-".join)
-kernels = pytest.mark.parametrize("target", targets("cuda", "native", "triton"), ids="-".join)
+CPU = torch.device("cpu")
+# The family has no CUDA C++.
+backend = pytest.mark.parametrize("target", targets("cuda"), ids="-".join)
+kernels = pytest.mark.parametrize("target", targets("cuda", "reference"), ids="-".join)
 ALANINE, GLYCINE = residues.LETTERS.index("A"), residues.LETTERS.index("G")
 N, CA, C, CB, SG = 0, 1, 2, 4, 5
 
@@ -331,3 +334,24 @@ def test_degenerate_structures_have_finite_gradients(target):
         nothing = violations(target, **given | {"mask": torch.zeros_like(given["mask"])})
         assert not any(value.any() for value in nothing)
         assert not nothing.loss.any()
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(backends.missing("native", "cpu") is not None, reason="no native library")
+def test_memory_grows_with_the_number_of_residues():
+    peaks = []
+    for n in (512, 1024):
+        given = protein_arguments(1, n, CPU, torch.float32)
+        positions = given["positions"].requires_grad_()
+
+        def both(given=given, positions=positions):
+            with paperops.use_backend("native"):
+                return torch.autograd.grad(paperops.structural_violations(**given).loss.sum(), positions)
+
+        both()
+        peaks.append(memory.peak(both, CPU))
+    small, large = peaks
+    assert large < 2.5 * small + 1e5, peaks
+    assert large < 1024 * 14 * 200, peaks  # a few numbers an atom
