@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paperops.backends import Implementation
 from paperops.ops import _checks
-from paperops.ops._define import define, plain
+from paperops.ops._define import define, native, plain
 from paperops.reference.frame_aligned_point_error import FAPE
 from paperops.reference.nearest import result_dtype
 
@@ -88,7 +88,8 @@ def _reference(*arguments: Any) -> tuple[Tensor, ...]:
         values = (of_kind * distance.clamp(max=limit), of_kind * distance, of_kind)
         sums.append(torch.stack([value.sum((1, 2)) for value in values], -1))
     found = torch.stack(sums, 1)  # [B, 2, 3]
-    loss = (coefficients * found[:, :, :2]).sum((1, 2))  # [B]
+    counted = torch.where(coefficients == 0, 0, coefficients * found[:, :, :2])  # what does not count may be infinite
+    loss = counted.sum((1, 2))  # [B]
     if arguments[-1]:
         slopes = gradients(torch.ones_like(loss), *inputs)
         return loss, found, *(value.contiguous() for value in slopes)
@@ -103,7 +104,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     return pred_rotations.new_empty(batch), pred_rotations.new_empty(batch, 2, 3), *found
 
 
-_implementations = {"reference": plain(_reference)}
+_implementations = {"reference": plain(_reference), "native": native("frame_aligned_point_error")}
 
 
 # --- backward ------------------------------------------------------------------------------------------------------
