@@ -36,6 +36,23 @@ _GEOMETRY = len(_NAMES)
 _COEFFICIENTS = 8
 
 
+def _present(inputs: Any) -> Any:
+    """The arguments with zeros for the frames and points of weight 0, which may hold anything."""
+    frames_gone, points_gone = inputs[_GEOMETRY] == 0, inputs[_GEOMETRY + 1] == 0
+    masks = (frames_gone[..., None, None], frames_gone[..., None]) * 2 + (points_gone[..., None],) * 2
+    return *(value.masked_fill(mask, 0) for value, mask in zip(inputs, masks, strict=False)), *inputs[_GEOMETRY:]
+
+
+def with_zeros(implementation: Implementation) -> Implementation:
+    """An implementation that does not look at weights before it computes: it is given zeros for what has weight 0."""
+
+    def load() -> Callable[..., Any]:
+        function = implementation.load()
+        return lambda *arguments: function(*_present(arguments))
+
+    return Implementation(load, implementation.declines)
+
+
 def _pairs(
     pred_rotations: Tensor, pred_translations: Tensor, target_rotations: Tensor, target_translations: Tensor,
     pred_positions: Tensor, target_positions: Tensor, frame_weights: Tensor, position_weights: Tensor,
@@ -62,7 +79,10 @@ def gradients(
     position_weights: Tensor, coefficients: Tensor, pair_weights: Tensor | None, frame_chains: Tensor | None,
     position_chains: Tensor | None, clamp: float, between_clamp: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of the prediction's rotations, translations and positions, written out; differentiable itself."""
+    """The gradients of the prediction's rotations, translations and positions, written out; differentiable itself.
+
+    Frames and points of weight 0 must be 0 (:func:`_present`).
+    """
     pred, error, distance, weights, between = _pairs(
         pred_rotations, pred_translations, target_rotations, target_translations, pred_positions, target_positions,
         frame_weights, position_weights, pair_weights, frame_chains, position_chains, eps,
@@ -104,7 +124,10 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     return pred_rotations.new_empty(batch), pred_rotations.new_empty(batch, 2, 3), *found
 
 
-_implementations = {"reference": plain(_reference), "native": native("frame_aligned_point_error")}
+_implementations = {
+    "reference": with_zeros(plain(_reference)),
+    "native": native("frame_aligned_point_error"),
+}
 
 
 # --- backward ------------------------------------------------------------------------------------------------------
@@ -141,8 +164,9 @@ def _second_derivative(ctx: Any, *tangents: Tensor) -> tuple[Any, ...]:
     free = 1 + _GEOMETRY
 
     def function(*given: Any) -> tuple[Tensor, ...]:
-        inputs: Any = (*given, *tensors[free:], ctx.clamp, ctx.between_clamp, ctx.eps)
-        return gradients(*inputs)
+        inputs: Any = (*given[1:], *tensors[free:], ctx.clamp, ctx.between_clamp, ctx.eps)
+        present: Any = _present(inputs)
+        return gradients(given[0], *present)
 
     pull: Any = torch.func.vjp(function, *tensors[:free])[1]
     return *pull(tangents), *(None for _ in tensors[free:]), None, None, None
@@ -202,7 +226,7 @@ loss_op: Any = define(
 
 
 class _Problem:
-    """Checked arguments, broadcast, with one batch dimension, in the dtype of sums; what is masked is 0."""
+    """Checked arguments, broadcast, with one batch dimension, in the dtype of sums."""
 
     def __init__(self, geometry: tuple[Any, ...], frames_mask: Any, positions_mask: Any, eps: Any) -> None:
         """``geometry``: both frames' rotations and translations, then both positions; the prediction's come first."""
@@ -213,12 +237,14 @@ class _Problem:
                 shape = "[*, F, 3, 3]" if rank == 3 else "[*, P, 3]"
                 raise ValueError(f"{name} must have shape {shape}; got {list(value.shape)}")
         self.like, self.wide = pred_rotations, result_dtype(pred_rotations.dtype)
-        self.leading: tuple[int, ...] = ()
+        self.leading: tuple[int, ...] = tuple(pred_rotations.shape[:-3])
         self.frames, self.points = pred_rotations.shape[-3], pred_positions.shape[-2]
         rotations, translations, positions = (self.frames, 3, 3), (self.frames, 3), (self.points, 3)
         own_shapes = (rotations, translations, rotations, translations, positions, positions)
         for name, value, own in zip(_NAMES, geometry, own_shapes, strict=True):
-            self._beside(name, _checks.vectors(name, value, 3, "coordinates"))
+            if value is not pred_rotations and value is not pred_positions:
+                _checks.vectors(name, value, 3, "coordinates")
+            self._beside(name, value)
             self.fit(name, value, own)
         self._masks = (
             self.mask("frames_mask", frames_mask, self.frames),
@@ -229,26 +255,32 @@ class _Problem:
 
     def fit(self, name: str, value: Tensor, own: tuple[int, ...]) -> None:
         """The value's last dimensions are these, and its leading ones go with those of the others."""
-        split = value.dim() - len(own)
-        if split < 0 or tuple(value.shape[split:]) != own:
-            shape = ", ".join(["*", *map(str, own)])
-            raise ValueError(f"{name} must have shape [{shape}]; got {list(value.shape)}")
-        leading = list(value.shape[:split])
+        shape = value.shape
+        if shape == (*self.leading, *own):
+            return
+        split = len(shape) - len(own)
+        if split < 0 or shape[split:] != own:
+            expected = ", ".join(["*", *map(str, own)])
+            raise ValueError(f"{name} must have shape [{expected}]; got {list(shape)}")
+        leading = list(shape[:split])
         both = zip(reversed(leading), reversed(self.leading), strict=False)
         if not all(one == other or one == 1 or other == 1 for one, other in both):
             raise ValueError(
                 f"{name} must have leading dimensions that broadcast with {list(self.leading)}; got {leading}"
             )
-        self.leading = torch.broadcast_shapes(self.leading, leading)
+        self.leading = tuple(torch.broadcast_shapes(self.leading, leading))
 
     def _beside(self, name: str, value: Tensor) -> None:
         """On the device of the prediction, and not of float64 beside something narrower, nor the reverse."""
-        if value.device != self.like.device:
-            raise ValueError(f"{name} must be on the device of pred_rotations, {self.like.device}; got {value.device}")
+        like = self.like
+        if value.dtype == like.dtype and value.device == like.device:
+            return
+        if value.device != like.device:
+            raise ValueError(f"{name} must be on the device of pred_rotations, {like.device}; got {value.device}")
         if result_dtype(value.dtype) != self.wide:
             allowed = "torch.float64" if self.wide == torch.float64 else "float16, bfloat16 or float32"
             raise TypeError(
-                f"{name} must have dtype {allowed} beside pred_rotations of {self.like.dtype}; got {value.dtype}"
+                f"{name} must have dtype {allowed} beside pred_rotations of {like.dtype}; got {value.dtype}"
             )
 
     def mask(self, name: str, value: Tensor, *own: int) -> Tensor:
@@ -278,18 +310,19 @@ class _Problem:
 
     def flat(self, value: Tensor, *own: int) -> Tensor:
         """[*, own] -> [B, own], once all leading dimensions are known."""
-        return value.expand(*self.leading, *own).reshape(math.prod(self.leading), *own)
+        if len(self.leading) != 1:
+            return value.expand(*self.leading, *own).reshape(math.prod(self.leading), *own)
+        return (
+            value if value.dim() > len(own) and value.shape[0] == self.leading[0] else value.expand(*self.leading, *own)
+        )
 
     def prepare(self) -> None:
         """After the last call of fit."""
         # Contiguous, for torch's sums depend on strides.
         self.frame_weights = self.flat(self._masks[0], self.frames).to(self.wide).contiguous()  # [B, F]
         self.position_weights = self.flat(self._masks[1], self.points).to(self.wide).contiguous()  # [B, P]
-        self.geometry = []
-        for number, (value, own) in enumerate(zip(self._geometry, self._own_shapes, strict=True)):
-            gone = (self.frame_weights if number < 4 else self.position_weights) == 0
-            flat = self.flat(value, *own).to(self.wide)
-            self.geometry.append(flat.masked_fill(gone.reshape(*gone.shape, *(1,) * (flat.dim() - 2)), 0))
+        own_shapes = zip(self._geometry, self._own_shapes, strict=True)
+        self.geometry = [self.flat(value, *own).to(self.wide) for value, own in own_shapes]
         self._wanted = torch.is_grad_enabled() and any(self.geometry[number].requires_grad for number in _PRED)
 
     def call(
@@ -405,8 +438,8 @@ def frame_aligned_point_error(
         p.mask("pair_mask", pair_mask, p.frames, p.points)
     p.prepare()
     pair = None if pair_mask is None else p.flat(pair_mask, p.frames, p.points).to(p.wide)
-    coefficients = p.frame_weights.new_zeros(p.frame_weights.shape[0], 2, 2)  # [B, kind, term]
-    coefficients[:, 0, 0] = 1 / scale
+    one_term = p.frame_weights.new_tensor([[[1 / scale, 0.0], [0.0, 0.0]]])
+    coefficients = one_term.expand(p.frame_weights.shape[0], 2, 2)  # [B, kind, term]
     loss, sums = p.call(coefficients, pair, (None, None), (clamp, clamp))
     if pair is None:
         loss = loss / (p.eps + p.frame_weights.sum(1)) / (p.eps + p.position_weights.sum(1))
