@@ -8,6 +8,7 @@ import torch
 import paperops
 from paperops.geometry import Frames, swap_symmetric_atoms
 from paperops.models.alphafold2 import (
+    FINE_TUNING_WEIGHTS,
     WEIGHTS,
     aligned_error_loss,
     backbone_fape,
@@ -368,7 +369,7 @@ def everything(pred, groups, atoms, logits, pairs, given):
         WEIGHTS.torsion * torsion_angle_loss(angles, torsions, torsions, mask[..., :7]),
         WEIGHTS.plddt * plddt_loss(logits, atoms[..., 1, :], target[..., 1, :], every),
         WEIGHTS.aligned_error * aligned_error_loss(pairs, pred[0][-1], pred[1][-1], *true, every),
-        WEIGHTS.violation * violation_loss(atoms, mask, aatype, index),
+        FINE_TUNING_WEIGHTS.violation * violation_loss(atoms, mask, aatype, index),
     ])  # fmt: skip
 
 

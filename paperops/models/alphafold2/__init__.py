@@ -14,6 +14,7 @@ from paperops.models.alphafold2.heads import (
     compute_predicted_aligned_error,
 )
 from paperops.models.alphafold2.losses import (
+    FINE_TUNING_WEIGHTS,
     WEIGHTS,
     LossWeights,
     aligned_error_loss,
@@ -21,17 +22,20 @@ from paperops.models.alphafold2.losses import (
     torsion_angle_loss,
     violation_loss,
 )
+from paperops.models.alphafold2.structure_loss import StructureLoss, structure_loss
 from paperops.models.alphafold2.structure_module import Structure, StructureModule
 from paperops.models.alphafold2.symmetry import RenamedAtoms, rename_symmetric_atoms
 from paperops.models.alphafold2.transition import StructureModuleTransition
 
 __all__ = [
+    "FINE_TUNING_WEIGHTS",
     "WEIGHTS",
     "LossWeights",
     "PerResidueLDDTCaPredictor",
     "PredictedAlignedError",
     "RenamedAtoms",
     "Structure",
+    "StructureLoss",
     "StructureModule",
     "StructureModuleTransition",
     "TMScoreHead",
@@ -42,6 +46,7 @@ __all__ = [
     "plddt_loss",
     "rename_symmetric_atoms",
     "sidechain_fape",
+    "structure_loss",
     "torsion_angle_loss",
     "violation_loss",
 ]

@@ -30,12 +30,15 @@ class LossWeights(NamedTuple):
     """Of :func:`plddt_loss`."""
     aligned_error: float = 0.1
     """Of :func:`aligned_error_loss`, in the models that have the head."""
-    violation: float = 1.0
-    """Of :func:`violation_loss`, in fine-tuning; 0 before."""
+    violation: float = 0.0
+    """Of :func:`violation_loss`."""
 
 
 WEIGHTS = LossWeights()
 """Jumper et al., Nature 596 (2021), supplement, equation 7 and 1.9.7 (backbone and torsions are its L_aux)."""
+
+FINE_TUNING_WEIGHTS = LossWeights(violation=1.0)
+"""As :data:`WEIGHTS`, with violations."""
 
 
 def torsion_angle_loss(
@@ -264,7 +267,7 @@ def violation_loss(
             :func:`paperops.structural_violations`, with those leading dimensions.
 
     Returns:
-        ``[*]``; AlphaFold2 gives it a weight of 1 in fine-tuning and of 0 before (:data:`WEIGHTS`).
+        ``[*]``; AlphaFold2 gives it a weight of 1 in fine-tuning and of 0 before (:data:`FINE_TUNING_WEIGHTS`).
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, each named.

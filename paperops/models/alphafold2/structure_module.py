@@ -26,7 +26,9 @@ class Structure(NamedTuple):
     frames: Tensor
     """``[no_blocks, *, N, 7]``: the same, each as a quaternion (w, x, y, z) and a translation."""
     sidechain_frames: Tensor
-    """``[no_blocks, *, N, 8, 4, 4]``: the frames of all rigid groups, the backbone's first, as homogeneous matrices."""
+    """``[no_blocks, *, N, 8, 4, 4]``: the frames of all rigid groups, the backbone's first, as homogeneous matrices.
+
+    A group that the residue lacks has a frame too, where AlphaFold2's code has a rotation of 0: losses mask it."""
     positions: Tensor
     """``[no_blocks, *, N, 14, 3]`` of the atoms."""
     angles: Tensor
