@@ -226,6 +226,19 @@ def test_peers_of_the_triangle_ops_agree_with_the_definition(key):
             )
 
 
+def test_the_peer_of_structural_violations_agrees_with_the_definition():
+    (peer,) = peers.select(["torch_eager"], CPU)
+    (entry,) = registry.select(["structural_violations"])
+    for case in ("compact", "two chains", "gaps", "prolines", "bridged cysteines", "overlapping"):
+        (sample,) = (sample for sample in entry.samples(CPU, torch.float64) if sample.name == case)
+        arguments = {name: value for name, value in sample.arguments.items() if name != "clash_overlap_tolerance"}
+        exact = registry.flatten(entry.reference(**arguments))
+        found = registry.flatten(peer.function(entry.name)(**arguments))
+        assert len(found) == len(exact) - 1  # the number of atoms is ours alone
+        # Its means are off by 1e-6 in the number of bonds that they are divided by.
+        assert contestants.judge(found, exact, torch.float32).note == ""
+
+
 def test_one_case_may_be_asked_for(quick):
     (record,) = bench.measure(["chamfer_distance"], against=["torch_eager"], device="cpu", case="with b", seconds=0.02)
     assert {row.case for row in record.rows} == {"tiny, with backward"}

@@ -72,3 +72,7 @@ def lddt(**arguments: Any) -> Any:
 
 def predicted_tm_score(**arguments: Any) -> Any:
     return _call(torch_eager.predicted_tm_score, **arguments)
+
+
+def structural_violations(**arguments: Any) -> Any:
+    return _call(torch_eager.structural_violations, **arguments)

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear, softplus
+from torch.nn.functional import layer_norm, linear, pad, relu, softplus
+
+from paperops import residues
 
 NAME = "torch eager"
 UNASKED = ("cpu", "cuda")
@@ -27,6 +29,10 @@ def memory(op: str, arguments: dict[str, Any]) -> int:
         return 2 * positions.numel() * positions.shape[1] * positions.element_size()
     if op == "predicted_tm_score":  # probabilities, and their products with the scores of bins
         return (4 if arguments["logits"].requires_grad else 2) * arguments["logits"].nbytes
+    if op == "structural_violations":  # tensors [B, N, N, 14, 14], several times
+        positions = arguments["positions"]
+        tensors = 16 if positions.requires_grad else 12
+        return tensors * positions.shape[0] * (14 * positions.shape[1]) ** 2 * positions.element_size()
     if "x" not in arguments or "y" not in arguments:
         return 0  # not an op on pairs
     x, y = arguments["x"], arguments["y"]
@@ -174,3 +180,67 @@ def predicted_tm_score(
     by_alignment = (expected * pairs / (1e-8 + pairs.sum(2, keepdim=True))).sum(2)
     best = (by_alignment * weights).argmax(1, keepdim=True)
     return by_alignment.gather(1, best)[:, 0]
+
+
+def structural_violations(
+    positions: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, asym_id: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Violations as they are written in models: a tensor of all pairs of atoms, of floating masks too."""
+    table = residues.tables(positions.device, positions.dtype)
+    lower, upper = (bound[aatype] for bound in residues.distance_bounds(1.5, 12.0, positions.device, positions.dtype))
+    mask = mask.to(positions.dtype) * table.atom14_exists[aatype]  # [B, N, 14]
+    means, bond_loss, bond_violated = _bond_violations(positions, mask, aatype, residue_index, asym_id)
+
+    number = torch.arange(14, device=positions.device)
+    c, n, sulphur = ((number == place).to(positions.dtype) for place in (2, 0, 5))
+    radii = table.radii[aatype] * mask
+    differences = positions[:, :, None, :, None] - positions[:, None, :, None]  # [B, N, N, 14, 14, 3]
+    distances = torch.sqrt(1e-10 + (differences**2).sum(-1))
+    pairs = mask[:, :, None, :, None] * mask[:, None, :, None]
+    place = torch.arange(positions.shape[1], device=positions.device)
+    pairs = pairs * (place[:, None] < place)[..., None, None]
+    follows = residue_index[:, :, None] + 1 == residue_index[:, None]
+    if asym_id is not None:
+        follows = follows & (asym_id[:, :, None] == asym_id[:, None])
+    pairs = pairs * (1 - follows[..., None, None] * c[:, None] * n)
+    cysteine = aatype == residues.LETTERS.index("C")
+    bridges = (cysteine[:, :, None] & cysteine[:, None])[..., None, None] * sulphur[:, None] * sulphur
+    pairs = pairs * (1 - bridges)
+    touching = pairs * (radii[:, :, None, :, None] + radii[:, None, :, None])
+    overlap = pairs * relu(touching - 1.5 - distances)
+    clash_mean = overlap.sum((1, 2, 3, 4)) / (1e-6 + pairs.sum((1, 2, 3, 4)))
+    clash_loss = overlap.sum((1, 3)) + overlap.sum((2, 4))
+    clash = pairs * (distances < touching - 1.5)
+    clashes = (clash.sum((1, 3)) + clash.sum((2, 4))).long()
+
+    inside = torch.sqrt(1e-10 + ((positions[:, :, :, None] - positions[:, :, None]) ** 2).sum(-1))  # [B, N, 14, 14]
+    pairs = mask[..., None] * mask[:, :, None] * (1 - torch.eye(14, dtype=mask.dtype, device=mask.device))
+    error = pairs * (relu(lower - inside) + relu(inside - upper))
+    within_loss = error.sum(-1) + error.sum(-2)
+    within = (pairs * ((inside < lower) | (inside > upper))).amax(-1) > 0
+    violated = bond_violated | ((clashes > 0) | within).any(-1)
+    return *means, clash_mean, violated, bond_loss, bond_violated, clash_loss, clashes, clashes > 0, within_loss, within
+
+
+def _bond_violations(
+    positions: Tensor, mask: Tensor, aatype: Tensor, residue_index: Tensor, asym_id: Tensor | None
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    connected = residue_index[:, 1:] - residue_index[:, :-1] == 1
+    if asym_id is not None:
+        connected = connected & (asym_id[:, 1:] == asym_id[:, :-1])
+    ca, c, n, next_ca = positions[:, :-1, 1], positions[:, :-1, 2], positions[:, 1:, 0], positions[:, 1:, 1]
+    bond = connected * mask[:, :-1, 2] * mask[:, 1:, 0]
+    length, ca_c, n_ca = (torch.sqrt(1e-6 + ((a - b) ** 2).sum(-1)) for a, b in ((c, n), (ca, c), (n, next_ca)))
+    to_ca, to_n, to_next = (ca - c) / ca_c[..., None], (n - c) / length[..., None], (next_ca - n) / n_ca[..., None]
+    proline = (aatype[:, 1:] == residues.LETTERS.index("P")).to(positions.dtype)
+    usual, special = zip(residues.C_N_LENGTH, residues.C_N_LENGTH_DEVIATION, strict=True)
+    mean, deviation = ((1 - proline) * a + proline * b for a, b in zip(usual, special, strict=True))
+    terms = (
+        (length, mean, deviation, bond),
+        ((to_ca * to_n).sum(-1), *residues.COS_CA_C_N, bond * mask[:, :-1, 1]),
+        ((-to_n * to_next).sum(-1), *residues.COS_C_N_CA, bond * mask[:, 1:, 1]),
+    )
+    losses = [there * relu(torch.sqrt(1e-6 + (x - mean) ** 2) - 12 * deviation) for x, mean, deviation, there in terms]
+    means = [loss.sum(1) / (1e-6 + term[3].sum(1)) for loss, term in zip(losses, terms, strict=True)]
+    total = losses[0] + losses[1] + losses[2]
+    return means, 0.5 * (pad(total, (0, 1)) + pad(total, (1, 0))), pad(total > 0, (0, 1)) | pad(total > 0, (1, 0))

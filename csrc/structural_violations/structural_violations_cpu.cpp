@@ -184,9 +184,11 @@ template <typename T>
 void sum_violations(const Problem<T>& problem, const Sums<T>& sums) {
   const Packed<T> packed(problem);
   const Kernels<T> run = kernels<T>();
-  for (int64_t item = 0; item < problem.batch; ++item) {
-    count_pairs(packed.residues(item), sums.pairs + item * problem.n);
-  }
+  run_tasks(problem.batch, problem.batch * problem.n >= kParallel, [&](const auto& next) {
+    for (int64_t item = next(); item >= 0; item = next()) {
+      count_pairs(packed.residues(item), sums.pairs + item * problem.n);
+    }
+  });
   each_range(problem.batch, problem.n, [&](int64_t item, int64_t begin, int64_t end) {
     const int64_t at = item * problem.n * kAtoms;
     run.sum({packed.residues(item), packed.bounds(), begin, end, sums.clash_loss + at, sums.clashes + at,

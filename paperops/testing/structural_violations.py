@@ -235,8 +235,6 @@ ENTRIES = (
         sources=(
             "csrc/common",
             "csrc/structural_violations",
-            "kernels/launch.py",
-            "kernels/structural_violations*.py",
             "paperops/ops/structural_violations.py",
             "paperops/reference/structural_violations.py",
         ),
