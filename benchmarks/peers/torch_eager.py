@@ -219,7 +219,9 @@ def structural_violations(
     within_loss = error.sum(-1) + error.sum(-2)
     within = (pairs * ((inside < lower) | (inside > upper))).amax(-1) > 0
     violated = bond_violated | ((clashes > 0) | within).any(-1)
-    return *means, clash_mean, violated, bond_loss, bond_violated, clash_loss, clashes, clashes > 0, within_loss, within
+    clashing, atoms = clashes > 0, mask.sum((1, 2)).long()
+    per_atom = (clash_loss, clashes, clashing, within_loss, within)
+    return *means, clash_mean, violated, bond_loss, bond_violated, *per_atom, atoms
 
 
 def _bond_violations(
