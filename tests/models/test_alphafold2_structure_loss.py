@@ -13,6 +13,7 @@ from paperops.models.alphafold2 import (
     Structure,
     StructureModule,
     TMScoreHead,
+    backbone_fape,
     sidechain_fape,
     structure_loss,
 )
@@ -107,20 +108,18 @@ def test_terms_are_the_functions():
 
     chains = torch.tensor([[0] * 4 + [1] * 4] * 2)
     apart = structure_loss(*given, asym_id=chains)
-    parts = []
-    for half in (slice(0, 4), slice(4, 8)):  # a chain by itself
-        one = Structure(*(value[:, :, half] for value in pred[:-1]), pred.single[:, half])
-        parts.append(
-            structure_loss(one, LETTERED[:, half], *(v[:, half] for v in given[2:4]), NUMBER[:, half]).backbone
-        )
-    assert (apart.backbone > (parts[0] + parts[1]) / 2).all()  # and what is between them
+    target = true.rotations[0], true.translations[0]
+    expected = backbone_fape(pred.rotations, pred.translations, *target, torch.ones(2, 8), asym_id=chains)
+    torch.testing.assert_close(apart.backbone, expected)
+    assert not torch.allclose(apart.backbone, plain.backbone)
     assert not torch.equal(apart.torsion, plain.torsion)  # the fifth residue has no residue before it
 
 
 def test_masked_residues_do_not_count():
-    pred, true = structure_of(LETTERED), structure_of(LETTERED, seed=10)
-    positions, mask = atoms_of(true, LETTERED)
     keep = torch.tensor([1, 1, 1, 1, 1, 0, 0, 0]).expand(2, 8)
+    pred, true = structure_of(LETTERED), structure_of(LETTERED, seed=10)
+    pred = pred._replace(unnormalized_angles=pred.unnormalized_angles.masked_fill((keep == 0)[..., None, None], 0))
+    positions, mask = atoms_of(true, LETTERED)
     options = {
         "weights": FINE_TUNING_WEIGHTS,
         "plddt_logits": random(2, 8, 50),

@@ -405,8 +405,11 @@ def test_autocast_and_half_precision():
 
 
 def test_dropout_acts_in_training_alone():
-    module, given = made(dropout_rate=0.5), inputs()
-    assert not torch.equal(module(*given).single, module(*given).single)
+    given = inputs()
+    for other in ("ipa_dropout", "transition.dropout"):  # each of the two by itself
+        module = made(dropout_rate=0.5)
+        module.get_submodule(other).p = 0.0
+        assert not torch.equal(module(*given).single, module(*given).single)
     module.eval()
     assert torch.equal(module(*given).single, module(*given).single)
 

@@ -199,8 +199,8 @@ class StructureModule(nn.Module):
         translations = translations * self.trans_scale_factor
         if gone is not None:
             away = gone[..., None]
-            identity = torch.tensor([1.0, 0, 0, 0], dtype=quaternions.dtype, device=quaternions.device)
-            quaternions = torch.where(away, identity, quaternions)
+            one = torch.eye(4, dtype=quaternions.dtype, device=quaternions.device)[0]
+            quaternions = torch.where(away, one, quaternions)
             translations, states = translations.masked_fill(away, 0), states.masked_fill(away, 0)
             raw, angles = (value.masked_fill(away[..., None], 0) for value in (raw, angles))
         rotations, _ = Frames.from_quaternion(quaternions)
@@ -269,5 +269,5 @@ def _unit(quaternions: Tensor) -> Tensor:
 def _homogeneous(frames: Frames) -> Tensor:
     """[*, 4, 4] matrices (R, t; 0, 1)."""
     upper = torch.cat([frames.rotations, frames.translations[..., None]], -1)  # [*, 3, 4]
-    lower = torch.tensor([0.0, 0, 0, 1], dtype=upper.dtype, device=upper.device)
+    lower = torch.eye(4, dtype=upper.dtype, device=upper.device)[3]
     return torch.cat([upper, lower.expand(*upper.shape[:-2], 1, 4)], -2)
