@@ -160,6 +160,8 @@ def measure_case(
     seconds: float,
 ) -> list[Row]:
     """One row a contestant: first each is tried and judged, then all that passed are timed together."""
+    if case.differentiable is not None:
+        entry = replace(entry, differentiable=case.differentiable)
     sample = case.make(device, dtype)
     cost = entry.floor(case, sample)
     exact = who.truth(entry, sample, case.backward, cost.operations, device)

@@ -76,3 +76,11 @@ def predicted_tm_score(**arguments: Any) -> Any:
 
 def structural_violations(**arguments: Any) -> Any:
     return _call(torch_eager.structural_violations, **arguments)
+
+
+def frame_aligned_point_error(**arguments: Any) -> Any:
+    return _call(torch_eager.frame_aligned_point_error, **arguments)
+
+
+def frame_aligned_point_error_terms(**arguments: Any) -> Any:
+    return _call(torch_eager.frame_aligned_point_error_terms, **arguments)

@@ -24,6 +24,10 @@ def memory(op: str, arguments: dict[str, Any]) -> int:
     if "q_points" in arguments:  # [B, N, N, H, Pq, 3] and its square
         points = arguments["q_points"]
         return 2 * points.numel() * points.shape[1] * points.element_size()
+    if op.startswith("frame_aligned"):  # points in frames, predicted and true, [B, F, P, 3], and their difference
+        positions, frames = arguments["pred_positions"], arguments["frames_mask"]
+        passes = 5 if positions.requires_grad else 3  # its square root's and its own gradient
+        return passes * positions.numel() * frames.shape[-1] * positions.element_size()
     if op == "lddt":  # differences [B, N, N, 3] and their squares
         positions = arguments["pred_positions"]
         return 2 * positions.numel() * positions.shape[1] * positions.element_size()
@@ -246,3 +250,57 @@ def _bond_violations(
     means = [loss.sum(1) / (1e-6 + term[3].sum(1)) for loss, term in zip(losses, terms, strict=True)]
     total = losses[0] + losses[1] + losses[2]
     return means, 0.5 * (pad(total, (0, 1)) + pad(total, (1, 0))), pad(total > 0, (0, 1)) | pad(total > 0, (1, 0))
+
+
+def frame_aligned_point_error(
+    pred_rotations: Tensor,
+    pred_translations: Tensor,
+    target_rotations: Tensor,
+    target_translations: Tensor,
+    frames_mask: Tensor,
+    pred_positions: Tensor,
+    target_positions: Tensor,
+    positions_mask: Tensor,
+    length_scale: float = 10.0,
+    pair_mask: Tensor | None = None,
+    l1_clamp_distance: float | None = None,
+    eps: float = 1e-8,
+) -> Tensor:
+    """FAPE as it is written in models: all points in all frames, by the frames' inverses."""
+
+    def local(rotations: Tensor, translations: Tensor, positions: Tensor) -> Tensor:  # R^T x - R^T t, [*, F, P, 3]
+        return positions[..., None, :, :] @ rotations - translations[..., None, :] @ rotations
+
+    difference = local(pred_rotations, pred_translations, pred_positions)
+    difference = difference - local(target_rotations, target_translations, target_positions)
+    error = torch.sqrt(difference.square().sum(-1) + eps)  # [*, F, P]
+    if l1_clamp_distance is not None:
+        error = error.clamp(min=0, max=l1_clamp_distance)
+    error = error / length_scale * frames_mask[..., None] * positions_mask[..., None, :]
+    if pair_mask is not None:
+        norm = (frames_mask[..., None] * positions_mask[..., None, :] * pair_mask).sum((-1, -2))
+        return (error * pair_mask).sum((-1, -2)) / (eps + norm)
+    error = error.sum(-1) / (eps + frames_mask.sum(-1))[..., None]
+    return error.sum(-1) / (eps + positions_mask.sum(-1))
+
+
+def frame_aligned_point_error_terms(
+    *,
+    frame_chains: Tensor,
+    position_chains: Tensor,
+    clamped_weight: float = 1.0,
+    unclamped_weight: float = 0.0,
+    between_clamped_weight: float = 1.0,
+    between_unclamped_weight: float = 0.0,
+    eps: float = 1e-8,
+    **geometry: Tensor,
+) -> tuple[Tensor, ...]:
+    """The loss as it is written in models: an error for each kind of pairs, clamped and not."""
+    within = (frame_chains[..., None] == position_chains[..., None, :]).to(geometry["frames_mask"].dtype)
+    terms = []
+    for pair_mask, scale, clamp in ((within, 10.0, 10.0), (1 - within, 20.0, 30.0)):
+        settings: Any = {**geometry, "length_scale": scale, "pair_mask": pair_mask, "eps": eps}
+        terms += [frame_aligned_point_error(l1_clamp_distance=limit, **settings) for limit in (clamp, None)]
+    weights = (clamped_weight, unclamped_weight, between_clamped_weight, between_unclamped_weight)
+    loss = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum(0)
+    return loss, *(term.detach() for term in terms)

@@ -22,7 +22,7 @@ using Optional = std::optional<Tensor>;
 
 constexpr int64_t kPointBlock = 1024;  // with their gradients they stay in the cache nearest to the processor
 constexpr int64_t kFrameBlock = 32;    // frames whose gradients of a point are added in T; above that in double
-constexpr int64_t kGroups = 32;        // tasks that a call is split into, about; each holds gradients of all points
+constexpr int64_t kGroups = 16;        // tasks that a call is split into, about; each holds gradients of all points
 constexpr int64_t kFewPairs = 20000;   // not worth a thread
 
 struct Sizes {

@@ -61,13 +61,14 @@ class BenchCase:
     """A size at which the op is timed: ``make(device, dtype)`` gives the call.
 
     ``backward`` times forward and backward instead of forward alone; ``devices`` names the device types on which the
-    size makes sense.
+    size makes sense; ``differentiable`` the arguments whose gradients are taken, where these are not all that can be.
     """
 
     name: str
     make: Callable[[torch.device, torch.dtype], Sample]
     backward: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
+    differentiable: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
