@@ -20,7 +20,11 @@ from paperops import backends
 from paperops.testing import registry
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DEMOS = {"lmnet3d": "3D-LMNet on handwritten digits: images to point clouds, trained with the Chamfer distance"}
+DEMOS = {
+    "lmnet3d": "3D-LMNet on handwritten digits: images to point clouds, trained with the Chamfer distance",
+    "structure_module": "AlphaFold2's structure module, fitted to a protein chain (FILE: mmCIF or PDB)",
+}
+WITH_FILE = ("structure_module",)
 
 
 def info(console: Console, arguments: argparse.Namespace) -> int:
@@ -196,8 +200,15 @@ def demo(console: Console, arguments: argparse.Namespace) -> int:
     if arguments.name not in DEMOS:
         console.print(f"no demo is called {arguments.name!r}; there are {', '.join(DEMOS)}", markup=False)
         return 2
+    given: dict[str, object] = {"file": arguments.file, "chain": arguments.chain}
+    if arguments.name not in WITH_FILE:
+        for name, value in given.items():
+            if value is not None:
+                console.print(f"the demo {arguments.name} takes no {name}; got {value}", style="red", markup=False)
+                return 2
+        given = {}
     module = importlib.import_module(f"paperops.demos.{arguments.name}")
-    return module.run(arguments.out or Path(f"demo-{arguments.name}"), console=console, seed=arguments.seed)
+    return module.run(arguments.out or Path(f"demo-{arguments.name}"), console=console, seed=arguments.seed, **given)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -234,6 +245,8 @@ def parser() -> argparse.ArgumentParser:
     add(evidence, ops=True)
     command = add(demo)
     command.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(DEMOS)} (default: list them)")
+    command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="for demos that take one: what to read")
+    command.add_argument("--chain", metavar="NAME", help="the chain of FILE (default: the first protein)")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for what it writes (default: demo-NAME)")
     command.add_argument("--seed", type=int, default=0)
     return main_parser
