@@ -281,7 +281,7 @@ def test_a_mirror_image_differs():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_frames_stay_rotations(dtype):
-    """Over the blocks, far from the identity: within 4 roundings of float32, under autocast too."""
+    """Over the blocks, far from the identity, under autocast too: R R^T is 1 within 16 times 2^-23 (5 are seen)."""
     module, (s, z, aatype) = made(scale=1.5, no_blocks=8).float(), inputs(20)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         out = module(s.float(), z.float(), aatype)

@@ -5,6 +5,7 @@ Jumper et al., "Highly accurate protein structure prediction with AlphaFold", Na
 state-dict keys, so that its checkpoints load with ``strict=True``; lengths are in Angstrom.
 """
 
+from paperops.models.alphafold2.confidence_losses import aligned_error_loss, plddt_loss
 from paperops.models.alphafold2.fape import backbone_fape, sidechain_fape
 from paperops.models.alphafold2.heads import (
     PerResidueLDDTCaPredictor,
@@ -17,8 +18,6 @@ from paperops.models.alphafold2.losses import (
     FINE_TUNING_WEIGHTS,
     WEIGHTS,
     LossWeights,
-    aligned_error_loss,
-    plddt_loss,
     torsion_angle_loss,
     violation_loss,
 )

@@ -8,15 +8,9 @@ import torch
 from torch import Tensor
 
 from paperops.geometry import atom37_to_atom14, atom37_to_frames, atom37_to_torsions
+from paperops.models.alphafold2.confidence_losses import aligned_error_loss, plddt_loss
 from paperops.models.alphafold2.fape import backbone_fape, sidechain_fape
-from paperops.models.alphafold2.losses import (
-    WEIGHTS,
-    LossWeights,
-    aligned_error_loss,
-    plddt_loss,
-    torsion_angle_loss,
-    violation_loss,
-)
+from paperops.models.alphafold2.losses import WEIGHTS, LossWeights, torsion_angle_loss, violation_loss
 from paperops.models.alphafold2.structure_module import Structure
 from paperops.models.alphafold2.symmetry import rename_symmetric_atoms
 from paperops.ops import _checks

@@ -87,6 +87,10 @@ class StructureModule(nn.Module):
     Source:
         Jumper et al., Nature 596 (2021), supplement, Algorithm 20; Evans et al. (AlphaFold-Multimer), 2022.
 
+    Cost:
+        That of ``no_blocks`` attentions (:func:`paperops.invariant_point_attention`: z is read once in each, and no
+        tensor of N x N x heads is made); all else grows as N. With a mask z is copied once more.
+
     Example:
         >>> import torch
         >>> from paperops.models.alphafold2 import StructureModule
