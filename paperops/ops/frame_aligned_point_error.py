@@ -574,14 +574,18 @@ def frame_aligned_point_error_terms(
 def _weights_by_kind(
     frame_weights: Tensor, position_weights: Tensor, frame_chains: Tensor, position_chains: Tensor
 ) -> Tensor:
-    """The sums of w_f w_p over pairs within and between chains, [B, 2]: by bisection in the sorted chains of points."""
+    """The sums of w_f w_p over pairs within and between chains, [B, 2]: by bisection in the sorted chains of points.
+
+    Running sums of the points' weights in integers, as large as fit: exact differences, and in no order that may vary.
+    """
     order = position_chains.argsort(dim=1, stable=True)
     ordered = position_chains.gather(1, order)
-    totals = torch.nn.functional.pad(position_weights.double().gather(1, order).cumsum(1), (1, 0))  # [B, P + 1]
+    weights = torch.nn.functional.pad(position_weights.double().gather(1, order), (1, 0))  # [B, 1 + P]
+    largest = weights.abs().amax(1, keepdim=True).clamp(min=1e-200) * weights.shape[1]
+    unit = torch.exp2(torch.ceil(torch.log2(largest)) - 61)  # [B, 1], a power of two
+    totals = (weights / unit).round().to(torch.int64).cumsum(1)
     first = torch.searchsorted(ordered, frame_chains)
     last = torch.searchsorted(ordered, frame_chains, right=True)
     own = totals.gather(1, last) - totals.gather(1, first)  # [B, F]
-    all_points = position_weights.double().sum(1, keepdim=True)
-    weights = frame_weights.double()
-    both = torch.stack([(weights * own).sum(1), (weights * (all_points - own)).sum(1)], 1)
-    return both.to(frame_weights.dtype)
+    both = torch.stack([own, totals[:, -1:] - own], 2) * unit[:, :, None]  # [B, F, 2]
+    return (frame_weights.double()[:, :, None] * both).sum(1).to(frame_weights.dtype)
