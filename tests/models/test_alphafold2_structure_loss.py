@@ -177,6 +177,22 @@ def test_a_structure_is_learned():
     assert losses[-1].torsion < 0.3 * losses[0].torsion and losses[-1].aligned_error < losses[0].aligned_error
 
 
+@pytest.mark.slow
+def test_compile():
+    pred, true = structure_of(LETTERED), structure_of(LETTERED, seed=10)
+    pred = Structure(*(value.requires_grad_() for value in pred))
+    positions, mask = atoms_of(true, LETTERED)
+
+    def loss(pred):
+        return structure_loss(pred, LETTERED, positions, mask, NUMBER, asym_id=NUMBER // 4, weights=FINE_TUNING_WEIGHTS)
+
+    compiled, eager = torch.compile(loss, fullgraph=True, backend="aot_eager")(pred), loss(pred)
+    torch.testing.assert_close(tuple(compiled), tuple(eager))
+    leaves = [pred.rotations, pred.translations, pred.sidechain_frames, pred.positions, pred.unnormalized_angles]
+    found, right = (torch.autograd.grad(value.loss.sum(), leaves) for value in (compiled, eager))
+    torch.testing.assert_close(found, right)
+
+
 def test_refused():
     pred = structure_of(LETTERED)
     positions, mask = atoms_of(pred, LETTERED)
