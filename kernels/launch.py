@@ -62,6 +62,15 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def real_numbers(like: torch.Tensor, *values: float) -> torch.Tensor:
+    """Parameters as a tensor of `like`'s dtype, of which a kernel reads all digits, on its device: filled there, so
+    that the host does not wait."""
+    numbers = like.new_empty(len(values))
+    for position, value in enumerate(values):
+        numbers[position].fill_(value)
+    return numbers
+
+
 def interpreted() -> bool:
     """Whether kernels of this process run in Triton's interpreter."""
     return bool(knobs.runtime.interpret)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paperops.backends import Implementation
 from paperops.ops import _checks
-from paperops.ops._define import define, native, plain
+from paperops.ops._define import define, native, plain, triton
 from paperops.reference.frame_aligned_point_error import FAPE
 from paperops.reference.nearest import result_dtype
 
@@ -127,6 +127,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
 _implementations = {
     "reference": with_zeros(plain(_reference)),
     "native": native("frame_aligned_point_error"),
+    "triton": triton("frame_aligned_point_error", "frame_aligned_point_error"),
 }
 
 

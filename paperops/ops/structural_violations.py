@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paperops import residues
 from paperops.ops import _checks
-from paperops.ops._define import define, fold_or_loop, native, plain
+from paperops.ops._define import define, fold_or_loop, native, plain, triton
 from paperops.reference.nearest import result_dtype
 from paperops.reference.structural_violations import (
     Violations,
@@ -103,7 +103,11 @@ def _second_derivative(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
 backward_op: Any = define(
     "structural_violations_backward",
     f"(Tensor grad_clash, Tensor grad_within, {_INPUTS}) -> Tensor",
-    {"reference": plain(_backward_reference), "native": native("structural_violations_backward")},
+    {
+        "reference": plain(_backward_reference),
+        "native": native("structural_violations_backward"),
+        "triton": triton("structural_violations", "structural_violations_backward"),
+    },
     fake=_backward_fake,
     save=_backward_save,
     backward=_second_derivative,
@@ -128,7 +132,11 @@ def _derivative(ctx: Any, grad_clash: Tensor, _: Any, __: Any, grad_within: Tens
 violations_op: Any = define(
     "structural_violations",
     f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    {"reference": plain(_reference), "native": native("structural_violations")},
+    {
+        "reference": plain(_reference),
+        "native": native("structural_violations"),
+        "triton": triton("structural_violations", "structural_violations"),
+    },
     fake=_fake,
     save=_save,
     backward=_derivative,
