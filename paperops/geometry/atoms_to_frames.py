@@ -12,6 +12,7 @@ from paperops.geometry.atom_orders import checked_atoms, picked, picked_mask
 from paperops.geometry.frames import Frames
 from paperops.reference.nearest import result_dtype
 from paperops.residues import ATOM37
+from paperops.residues.cached import constant
 
 FLAT = 1e-6  # Angstrom^2: below it three atoms define no frame
 N, CA, C, O = (ATOM37.index(name) for name in ("N", "CA", "C", "O"))
@@ -69,16 +70,13 @@ def atom37_to_frames(aatype: Tensor, positions: Tensor, mask: Tensor) -> RigidGr
     positions = positions.to(result_dtype(positions.dtype))
     tables = residues.tables(positions.device, positions.dtype)
 
-    # Of each group the atom on the negative x axis, that at the origin, and that in the xy plane: [*, 8, 3].
-    fixed = torch.tensor([[C, CA, N], [0, 0, 0], [0, 0, 0], [CA, C, O]], device=positions.device)
-    index = torch.cat([fixed.expand(*aatype.shape, 4, 3), tables.chi_atoms[aatype][..., 1:]], -2)
-    exists = torch.tensor([True, False, False, True], device=positions.device).expand(*aatype.shape, 4)
-    exists = torch.cat([exists, tables.chi_exists[aatype]], -1)  # [*, 8]
-    there = picked_mask(present, index.flatten(-2)).unflatten(-1, (8, 3)).all(-1)
-    below, origin, in_plane = picked(positions, index.flatten(-2)).unflatten(-2, (8, 3)).unbind(-2)
+    atoms, has_frame = _defining_atoms(positions.device)
+    index, exists = atoms[aatype].flatten(-2), has_frame[aatype]
+    there = picked_mask(present, index).unflatten(-1, (8, 3)).all(-1)
+    below, origin, in_plane = picked(positions, index).unflatten(-2, (8, 3)).unbind(-2)
 
     axis, towards = origin - below, in_plane - origin
-    axis = axis * torch.tensor([-1.0] + [1.0] * 7, dtype=axis.dtype, device=axis.device)[:, None]  # C is at positive x
+    axis = torch.cat([-axis[..., :1, :], axis[..., 1:, :]], -2)  # of the backbone: C is at positive x
     area = torch.linalg.cross(axis, towards).detach().square().sum(-1)
     defined = exists & there & (area > FLAT**2)
     unit = torch.eye(3, dtype=axis.dtype, device=axis.device)
@@ -88,6 +86,19 @@ def atom37_to_frames(aatype: Tensor, positions: Tensor, mask: Tensor) -> RigidGr
     origin = origin.masked_fill(~defined[..., None], 0)
 
     periodic = torch.cat([torch.zeros_like(exists[..., :4]), tables.chi_pi_periodic[aatype]], -1)
-    half_turn = torch.tensor([1.0, -1.0, -1.0], dtype=axis.dtype, device=axis.device)  # about x
-    alternative = torch.where((periodic & defined)[..., None, None], rotations * half_turn, rotations)
+    turned = torch.cat([rotations[..., :1], -rotations[..., 1:]], -1)  # by 180 degrees about x
+    alternative = torch.where((periodic & defined)[..., None, None], turned, rotations)
     return RigidGroups(rotations, origin, defined, alternative, periodic & defined)
+
+
+@constant
+def _defining_atoms(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each type's groups the atoms on the negative x axis, at the origin and in the xy plane, ``[21, 8, 3]``, as
+    indices among the 37 names, and whether there are any, ``[21, 8]``."""
+    tables = residues.tables(device)
+    fixed = torch.tensor([[C, CA, N], [0, 0, 0], [0, 0, 0], [CA, C, O]], device=device)
+    exists = torch.tensor([True, False, False, True], device=device)
+    return (
+        torch.cat([fixed.expand(21, 4, 3), tables.chi_atoms[..., 1:]], 1),
+        torch.cat([exists.expand(21, 4), tables.chi_exists], 1),
+    )

@@ -111,7 +111,7 @@ def run(
     if quick:
         return 0
     if scores.fape >= plan.enough:
-        message = f"The backbone's FAPE did not come under {plan.enough} Å in {plan.steps} steps: {scores.fape:.2f} A"
+        message = f"The backbone's FAPE did not come under {plan.enough} Å in {plan.steps} steps: {scores.fape:.2f} Å"
         console.print(message, style="red", highlight=False)
         return 1
     console.print(f"The backbone's FAPE is under {plan.enough} Å.", style="green", highlight=False)

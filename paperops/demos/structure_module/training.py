@@ -23,10 +23,10 @@ class Plan(NamedTuple):
     c_z: int = 32
     c_ipa: int = 16
     heads: int = 4
-    blocks: int = 4
-    steps: int = 600  # at most
-    learning_rate: float = 1e-3
-    last_learning_rate: float = 2e-5
+    blocks: int = 3
+    steps: int = 900  # at most
+    learning_rate: float = 2e-3
+    last_learning_rate: float = 4e-5
     warm_up: int = 50
     enough: float = 0.5  # stop once the backbone's FAPE is below, in Angstrom
 
