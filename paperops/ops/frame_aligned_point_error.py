@@ -7,8 +7,6 @@ and the public functions' means over masks is plain torch, of the size of the in
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +16,7 @@ from torch import Tensor
 from paperops.backends import Implementation
 from paperops.ops import _checks
 from paperops.ops._define import define, native, plain, triton
-from paperops.reference.frame_aligned_point_error import FAPE
-from paperops.reference.nearest import result_dtype
+from paperops.ops._frames_and_points import NAMES, PRED, TARGET, FramesAndPoints, clamp_distance
 
 _INPUTS = (
     "Tensor pred_rotations, Tensor pred_translations, Tensor target_rotations, Tensor target_translations, "
@@ -27,12 +24,7 @@ _INPUTS = (
     "Tensor coefficients, Tensor? pair_weights, Tensor? frame_chains, Tensor? position_chains, "
     "float clamp, float between_clamp, float eps"
 )
-_NAMES = (
-    "pred_rotations", "pred_translations", "target_rotations", "target_translations", "pred_positions",
-    "target_positions",
-)  # fmt: skip
-_PRED, _TARGET = (0, 1, 4), (2, 3, 5)  # of the first arguments, which take gradients
-_GEOMETRY = len(_NAMES)
+_GEOMETRY = len(NAMES)  # the first of these, which take gradients
 _COEFFICIENTS = 8
 
 
@@ -198,7 +190,7 @@ def _derivative(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
     ]
     rest = (*ctx.saved_tensors[9:], ctx.clamp, ctx.between_clamp, ctx.eps)
     found: list[Tensor | None] = [None] * _GEOMETRY
-    if any(ctx.needs_input_grad[number] for number in _PRED):
+    if any(ctx.needs_input_grad[number] for number in PRED):
         if ctx.wanted and not torch.is_grad_enabled():
             scaled = (value * grad_loss.reshape(-1, *(1,) * (value.dim() - 1)) for value in saved)
         else:  # the forward pass did not know that they would be needed, or a second derivative may follow
@@ -206,7 +198,7 @@ def _derivative(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
                 grad_loss, pred_rotations, pred_translations, target_rotations, target_translations, pred, target, *rest
             )
         found[0], found[1], found[4] = scaled
-    if any(ctx.needs_input_grad[number] for number in _TARGET):  # errors are alike with the roles swapped
+    if any(ctx.needs_input_grad[number] for number in TARGET):  # errors are alike with the roles swapped
         found[2], found[3], found[5] = backward_op(
             grad_loss, target_rotations, target_translations, pred_rotations, pred_translations, target, pred, *rest
         )
@@ -223,142 +215,7 @@ loss_op: Any = define(
 )
 
 
-# --- what both public functions do ---------------------------------------------------------------------------------
-
-
-class _Problem:
-    """Checked arguments, broadcast, with one batch dimension, in the dtype of sums."""
-
-    def __init__(self, geometry: tuple[Any, ...], frames_mask: Any, positions_mask: Any, eps: Any) -> None:
-        """``geometry``: both frames' rotations and translations, then both positions; the prediction's come first."""
-        pred_rotations, _, _, _, pred_positions, _ = geometry
-        for name, value, rank in (("pred_rotations", pred_rotations, 3), ("pred_positions", pred_positions, 2)):
-            _checks.vectors(name, value, 3, "3 x 3 matrices" if rank == 3 else "points")
-            if value.dim() < rank:
-                shape = "[*, F, 3, 3]" if rank == 3 else "[*, P, 3]"
-                raise ValueError(f"{name} must have shape {shape}; got {list(value.shape)}")
-        self.like, self.wide = pred_rotations, result_dtype(pred_rotations.dtype)
-        self.leading: tuple[int, ...] = tuple(pred_rotations.shape[:-3])
-        self.frames, self.points = pred_rotations.shape[-3], pred_positions.shape[-2]
-        rotations, translations, positions = (self.frames, 3, 3), (self.frames, 3), (self.points, 3)
-        own_shapes = (rotations, translations, rotations, translations, positions, positions)
-        for name, value, own in zip(_NAMES, geometry, own_shapes, strict=True):
-            if value is not pred_rotations and value is not pred_positions:
-                _checks.vectors(name, value, 3, "coordinates")
-            self._beside(name, value)
-            self.fit(name, value, own)
-        self._masks = (
-            self.mask("frames_mask", frames_mask, self.frames),
-            self.mask("positions_mask", positions_mask, self.points),
-        )
-        self._geometry, self._own_shapes = geometry, own_shapes
-        self.eps = _eps(eps, self.wide)
-
-    def fit(self, name: str, value: Tensor, own: tuple[int, ...]) -> None:
-        """The value's last dimensions are these, and its leading ones go with those of the others."""
-        shape = value.shape
-        if shape == (*self.leading, *own):
-            return
-        split = len(shape) - len(own)
-        if split < 0 or shape[split:] != own:
-            expected = ", ".join(["*", *map(str, own)])
-            raise ValueError(f"{name} must have shape [{expected}]; got {list(shape)}")
-        leading = list(shape[:split])
-        both = zip(reversed(leading), reversed(self.leading), strict=False)
-        if not all(one == other or one == 1 or other == 1 for one, other in both):
-            raise ValueError(
-                f"{name} must have leading dimensions that broadcast with {list(self.leading)}; got {leading}"
-            )
-        self.leading = tuple(torch.broadcast_shapes(self.leading, leading))
-
-    def _beside(self, name: str, value: Tensor) -> None:
-        """On the device of the prediction, and not of float64 beside something narrower, nor the reverse."""
-        like = self.like
-        if value.dtype == like.dtype and value.device == like.device:
-            return
-        if value.device != like.device:
-            raise ValueError(f"{name} must be on the device of pred_rotations, {like.device}; got {value.device}")
-        if result_dtype(value.dtype) != self.wide:
-            allowed = "torch.float64" if self.wide == torch.float64 else "float16, bfloat16 or float32"
-            raise TypeError(
-                f"{name} must have dtype {allowed} beside pred_rotations of {like.dtype}; got {value.dtype}"
-            )
-
-    def mask(self, name: str, value: Tensor, *own: int) -> Tensor:
-        """A mask [*, own], which does not require a gradient."""
-        _checks.mask_of(name, _checks.tensor(name, value), tuple(value.shape), "", self.like, "pred_rotations")
-        self.fit(name, value, own)
-        return value
-
-    def chains(self, name: str, value: Any, own: int) -> Tensor:
-        """Numbers of chains [*, own]."""
-        value = _checks.tensor(name, value)
-        if value.dtype not in _checks.INTEGER_DTYPES:
-            raise TypeError(f"{name} must have an integer dtype; got {value.dtype}")
-        if value.device != self.like.device:
-            raise ValueError(f"{name} must be on the device of pred_rotations, {self.like.device}; got {value.device}")
-        self.fit(name, value, (own,))
-        return value
-
-    def term_weight(self, name: str, value: Any) -> float | Tensor:
-        """A number, or a weight for each sample [*]."""
-        if not isinstance(value, Tensor):
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-                raise TypeError(f"{name} must be a finite number or a tensor; got {value!r}")
-            return float(value)
-        self.mask(name, value)
-        return value
-
-    def flat(self, value: Tensor, *own: int) -> Tensor:
-        """[*, own] -> [B, own], once all leading dimensions are known."""
-        if len(self.leading) != 1:
-            return value.expand(*self.leading, *own).reshape(math.prod(self.leading), *own)
-        return (
-            value if value.dim() > len(own) and value.shape[0] == self.leading[0] else value.expand(*self.leading, *own)
-        )
-
-    def prepare(self) -> None:
-        """After the last call of fit."""
-        # Contiguous, for torch's sums depend on strides.
-        self.frame_weights = self.flat(self._masks[0], self.frames).to(self.wide).contiguous()  # [B, F]
-        self.position_weights = self.flat(self._masks[1], self.points).to(self.wide).contiguous()  # [B, P]
-        own_shapes = zip(self._geometry, self._own_shapes, strict=True)
-        self.geometry = [self.flat(value, *own).to(self.wide) for value, own in own_shapes]
-        self._wanted = torch.is_grad_enabled() and any(self.geometry[number].requires_grad for number in _PRED)
-
-    def call(
-        self, coefficients: Tensor, pair: Tensor | None, chains: tuple[Tensor | None, Tensor | None],
-        clamps: tuple[float, float],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The losses [B] and sums [B, 2, 3] of the dispatcher's op."""
-        loss, sums, *_ = loss_op(
-            *self.geometry, self.frame_weights, self.position_weights, coefficients, pair, *chains, *clamps, self.eps,
-            self._wanted,
-        )  # fmt: skip
-        return loss, sums
-
-
-def _clamp(name: str, value: float | None) -> float:
-    """A finite number that is not negative; inf for None."""
-    if value is None:
-        return math.inf
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number or None; got {type(value).__name__}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and not negative; got {value}")
-    return float(value)
-
-
-def _eps(value: float, wide: torch.dtype) -> float:
-    """A positive number that the dtype of sums holds."""
-    number = _checks.positive_number("eps", value)
-    least = torch.finfo(wide).tiny
-    if number < least:
-        raise ValueError(f"eps must be at least {least:.4g}, the smallest normal {wide}; got {number}")
-    return number
-
-
-# --- the public functions ------------------------------------------------------------------------------------------
+# --- the public function ------------------------------------------------------------------------------------------
 
 
 def frame_aligned_point_error(
@@ -418,7 +275,7 @@ def frame_aligned_point_error(
         Jumper et al., Nature 596 (2021), supplement, Algorithm 28; the masks as in OpenFold's ``compute_fape``.
 
     Cost:
-        About 30 operations a pair of frame and point, 60 with gradients; memory of the size of the inputs, of which the
+        About 50 operations a pair of frame and point, 95 with gradients; memory of the size of the inputs, of which the
         gradients of the prediction are kept for backward.
 
     Example:
@@ -429,164 +286,21 @@ def frame_aligned_point_error(
         >>> paperops.frame_aligned_point_error(*frames, *frames, mask[:, :6], x, x + shift, mask).round(decimals=3)
         tensor([0.5000])
     """
-    p = _Problem(
+    p = FramesAndPoints(
         (pred_rotations, pred_translations, target_rotations, target_translations, pred_positions, target_positions),
         frames_mask, positions_mask, eps,
     )  # fmt: skip
     scale = _checks.positive_number("length_scale", length_scale)
-    clamp = _clamp("l1_clamp_distance", l1_clamp_distance)
+    clamp = clamp_distance("l1_clamp_distance", l1_clamp_distance)
     if pair_mask is not None:
         p.mask("pair_mask", pair_mask, p.frames, p.points)
     p.prepare()
     pair = None if pair_mask is None else p.flat(pair_mask, p.frames, p.points).to(p.wide)
     one_term = p.frame_weights.new_tensor([[[1 / scale, 0.0], [0.0, 0.0]]])
     coefficients = one_term.expand(p.frame_weights.shape[0], 2, 2)  # [B, kind, term]
-    loss, sums = p.call(coefficients, pair, (None, None), (clamp, clamp))
+    loss, sums, *_ = loss_op(*p.arguments(coefficients, pair, (None, None), (clamp, clamp)))
     if pair is None:
         loss = loss / (p.eps + p.frame_weights.sum(1)) / (p.eps + p.position_weights.sum(1))
     else:
         loss = loss / (p.eps + sums[:, 0, 2])
     return loss.reshape(p.leading)
-
-
-def frame_aligned_point_error_terms(
-    pred_rotations: Tensor,
-    pred_translations: Tensor,
-    target_rotations: Tensor,
-    target_translations: Tensor,
-    frames_mask: Tensor,
-    pred_positions: Tensor,
-    target_positions: Tensor,
-    positions_mask: Tensor,
-    frame_chains: Tensor | None = None,
-    position_chains: Tensor | None = None,
-    *,
-    length_scale: float = 10.0,
-    l1_clamp_distance: float | None = 10.0,
-    between_length_scale: float = 20.0,
-    between_l1_clamp_distance: float | None = 30.0,
-    clamped_weight: float | Tensor = 1.0,
-    unclamped_weight: float | Tensor = 0.0,
-    between_clamped_weight: float | Tensor = 1.0,
-    between_unclamped_weight: float | Tensor = 0.0,
-    eps: float = 1e-8,
-) -> FAPE:
-    r"""Clamped and unclamped FAPE, within and between chains, weighted for each sample, all from one pass.
-
-    .. math:: L = \sum_{k \in \{within, between\}} \frac{1}{Z_k M_k} \sum_{fp \in k} m_f m_p
-              (a_k \min(d_{fp}, c_k) + b_k d_{fp})
-
-    with d as in :func:`frame_aligned_point_error`; a pair is within a chain if frame and point have the same number.
-    :math:`M_k = \epsilon + \sum_{fp \in k} m_f m_p`; without chains all pairs are within one, and M is
-    :math:`(\epsilon + \sum_f m_f)(\epsilon + \sum_p m_p)`.
-
-    AlphaFold2's backbone loss, clamped in nine samples of ten, has ``clamped_weight=use_clamped`` and
-    ``unclamped_weight=1 - use_clamped`` with ``use_clamped`` of shape ``[*]``; AlphaFold-Multimer's has the defaults'
-    clamps and scales, with weights of 0.5 each.
-
-    Args:
-        pred_rotations, pred_translations, target_rotations, target_translations, frames_mask, pred_positions,
-            target_positions, positions_mask, eps: as for :func:`frame_aligned_point_error`.
-        frame_chains, position_chains: the number of each frame's and point's chain, ``[*, F]`` and ``[*, P]``, of an
-            integer dtype; both or neither.
-        length_scale, l1_clamp_distance: Z and c within chains; a clamp of None is none.
-        between_length_scale, between_l1_clamp_distance: those between chains.
-        clamped_weight, unclamped_weight: a and b within chains, numbers or a weight for each sample ``[*]``.
-        between_clamped_weight, between_unclamped_weight: those between chains.
-
-    Leading dimensions broadcast.
-
-    Returns:
-        :class:`FAPE` of the loss and its four terms before they are weighted (clamped, unclamped, between_clamped,
-        between_unclamped), ``[*]`` each, float64 for float64 coordinates and float32 otherwise. A term without a pair
-        is 0. Gradients flow through the loss; the other terms are for the record.
-
-    Differentiable in the prediction and the target, twice too, in the same memory and order as
-    :func:`frame_aligned_point_error`.
-
-    Raises:
-        TypeError: not tensors, or of the wrong dtype.
-        ValueError: a shape or device that does not fit, naming the argument; a scale or eps that is not positive, a
-            negative clamp, one of the chains without the other, a mask or weight that requires a gradient.
-
-    Source:
-        Jumper et al., Nature 596 (2021), supplement 1.9.2 and Algorithm 28; Evans et al., "Protein complex prediction
-        with AlphaFold-Multimer" (2021), section 2.4.
-
-    Cost:
-        That of one :func:`frame_aligned_point_error`.
-
-    Example:
-        >>> import torch, paperops
-        >>> frames = paperops.geometry.Frames.from_three_points(*torch.randn(3, 1, 6, 3))
-        >>> x, mask, chains = torch.randn(1, 6, 3), torch.ones(1, 6), torch.tensor([[1, 1, 1, 2, 2, 2]])
-        >>> moved = x + torch.tensor([30.0, 40.0, 0.0])
-        >>> fape = paperops.frame_aligned_point_error_terms(*frames, *frames, mask, x, moved, mask, chains, chains)
-        >>> [round(float(term), 3) for term in fape]
-        [2.5, 1.0, 5.0, 1.5, 2.5]
-    """
-    p = _Problem(
-        (pred_rotations, pred_translations, target_rotations, target_translations, pred_positions, target_positions),
-        frames_mask, positions_mask, eps,
-    )  # fmt: skip
-    scales = (
-        _checks.positive_number("length_scale", length_scale),
-        _checks.positive_number("between_length_scale", between_length_scale),
-    )
-    clamps = (
-        _clamp("l1_clamp_distance", l1_clamp_distance),
-        _clamp("between_l1_clamp_distance", between_l1_clamp_distance),
-    )
-    given = {
-        "clamped_weight": clamped_weight,
-        "unclamped_weight": unclamped_weight,
-        "between_clamped_weight": between_clamped_weight,
-        "between_unclamped_weight": between_unclamped_weight,
-    }
-    term_weights = [p.term_weight(name, value) for name, value in given.items()]
-    if (frame_chains is None) != (position_chains is None):
-        missing = "frame_chains" if frame_chains is None else "position_chains"
-        raise ValueError(f"frame_chains and position_chains go together; got {missing}=None")
-    if frame_chains is not None:
-        p.chains("frame_chains", frame_chains, p.frames)
-        p.chains("position_chains", position_chains, p.points)
-    p.prepare()
-    chains: tuple[Tensor | None, Tensor | None] = (None, None)
-    batch = p.frame_weights.shape[0]
-    frames_total, points_total = p.frame_weights.sum(1), p.position_weights.sum(1)  # [B]
-    if frame_chains is None or position_chains is None:
-        norms = torch.stack([(p.eps + frames_total) * (p.eps + points_total), torch.ones_like(frames_total)], 1)
-    else:
-        of_frames, of_points = p.flat(frame_chains, p.frames), p.flat(position_chains, p.points)
-        chains = of_frames.to(torch.int64).contiguous(), of_points.to(torch.int64).contiguous()
-        norms = p.eps + _weights_by_kind(p.frame_weights, p.position_weights, *chains)  # [B, 2]
-    weights = [
-        p.flat(value).to(p.wide) if isinstance(value, Tensor) else p.frame_weights.new_full((batch,), value)
-        for value in term_weights
-    ]
-    # [B, kind]; finite where nothing is left and eps is tiny.
-    unit = (1 / (norms * norms.new_tensor(scales))).clamp(max=torch.finfo(p.wide).max)
-    coefficients = torch.stack(weights, 1).reshape(batch, 2, 2) * unit[:, :, None]  # [B, kind, term]
-    loss, sums = p.call(coefficients, None, chains, clamps)
-    terms = (sums[:, :, :2] * unit[:, :, None]).reshape(*p.leading, 4)
-    return FAPE(loss.reshape(p.leading), *terms.unbind(-1))
-
-
-def _weights_by_kind(
-    frame_weights: Tensor, position_weights: Tensor, frame_chains: Tensor, position_chains: Tensor
-) -> Tensor:
-    """The sums of w_f w_p over pairs within and between chains, [B, 2]: by bisection in the sorted chains of points.
-
-    Running sums of the points' weights in integers, as large as fit: exact differences, and in no order that may vary.
-    """
-    order = position_chains.argsort(dim=1, stable=True)
-    ordered = position_chains.gather(1, order)
-    weights = torch.nn.functional.pad(position_weights.double().gather(1, order), (1, 0))  # [B, 1 + P]
-    largest = weights.abs().amax(1, keepdim=True).clamp(min=1e-200) * weights.shape[1]
-    unit = torch.exp2(torch.ceil(torch.log2(largest)) - 61)  # [B, 1], a power of two
-    totals = (weights / unit).round().to(torch.int64).cumsum(1)
-    first = torch.searchsorted(ordered, frame_chains)
-    last = torch.searchsorted(ordered, frame_chains, right=True)
-    own = totals.gather(1, last) - totals.gather(1, first)  # [B, F]
-    both = torch.stack([own, totals[:, -1:] - own], 2) * unit[:, :, None]  # [B, F, 2]
-    return (frame_weights.double()[:, :, None] * both).sum(1).to(frame_weights.dtype)

@@ -340,7 +340,8 @@ SOURCES = (
     "csrc/frame_aligned_point_error",
     "kernels/launch.py",
     "kernels/frame_aligned_point_error*.py",
-    "paperops/ops/frame_aligned_point_error.py",
+    "paperops/ops/_frames_and_points.py",
+    "paperops/ops/frame_aligned_point_error*.py",
 )
 
 # Gradients of frames and points are sums over pairs, of both signs, whose largest one rounding more or less moves.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from paperops.ops import _checks
-from paperops.ops.frame_aligned_point_error import frame_aligned_point_error, frame_aligned_point_error_terms
+from paperops.ops import _checks, frame_aligned_point_error, frame_aligned_point_error_terms
 
 
 def backbone_fape(
