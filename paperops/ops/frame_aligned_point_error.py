@@ -296,8 +296,9 @@ def frame_aligned_point_error(
         p.mask("pair_mask", pair_mask, p.frames, p.points)
     p.prepare()
     pair = None if pair_mask is None else p.flat(pair_mask, p.frames, p.points).to(p.wide)
-    one_term = p.frame_weights.new_tensor([[[1 / scale, 0.0], [0.0, 0.0]]])
-    coefficients = one_term.expand(p.frame_weights.shape[0], 2, 2)  # [B, kind, term]
+    # [B, kind, term], filled on the device: a copy from the host would wait for it.
+    coefficients = p.frame_weights.new_zeros(p.frame_weights.shape[0], 2, 2)
+    coefficients[:, 0, 0] = 1 / scale
     loss, sums, *_ = loss_op(*p.arguments(coefficients, pair, (None, None), (clamp, clamp)))
     if pair is None:
         loss = loss / (p.eps + p.frame_weights.sum(1)) / (p.eps + p.position_weights.sum(1))

@@ -126,8 +126,8 @@ def frame_aligned_point_error_terms(
         p.flat(value).to(p.wide) if isinstance(value, Tensor) else p.frame_weights.new_full((batch,), value)
         for value in term_weights
     ]
-    # [B, kind]; finite where nothing is left and eps is tiny.
-    unit = (1 / (norms * norms.new_tensor(scales))).clamp(max=torch.finfo(p.wide).max)
+    scaled = torch.stack([norms[:, kind] * scale for kind, scale in enumerate(scales)], 1)
+    unit = (1 / scaled).clamp(max=torch.finfo(p.wide).max)  # [B, kind]; finite where nothing is left and eps is tiny
     coefficients = torch.stack(weights, 1).reshape(batch, 2, 2) * unit[:, :, None]  # [B, kind, term]
     loss, sums, *_ = loss_op(*p.arguments(coefficients, None, chains, clamps))
     terms = (sums[:, :, :2] * unit[:, :, None]).reshape(*p.leading, 4)
