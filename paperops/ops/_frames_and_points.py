@@ -105,7 +105,7 @@ class FramesAndPoints:
     def flat(self, value: Tensor, *own: int) -> Tensor:
         """[*, own] -> [B, own], once all leading dimensions are known."""
         if len(self.leading) != 1:
-            return value.expand(*self.leading, *own).reshape(math.prod(self.leading), *own)
+            return value.expand((*self.leading, *own)).reshape(math.prod(self.leading), *own)
         return (
             value if value.dim() > len(own) and value.shape[0] == self.leading[0] else value.expand(*self.leading, *own)
         )

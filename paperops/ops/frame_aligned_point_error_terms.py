@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -128,6 +130,7 @@ def frame_aligned_point_error_terms(
     ]
     scaled = torch.stack([norms[:, kind] * scale for kind, scale in enumerate(scales)], 1)
     unit = (1 / scaled).clamp(max=torch.finfo(p.wide).max)  # [B, kind]; finite where nothing is left and eps is tiny
+    unit = unit.masked_fill(scaled == math.inf, math.nan)  # weights that are too large count for what they are
     coefficients = torch.stack(weights, 1).reshape(batch, 2, 2) * unit[:, :, None]  # [B, kind, term]
     loss, sums, *_ = loss_op(*p.arguments(coefficients, None, chains, clamps))
     terms = (sums[:, :, :2] * unit[:, :, None]).reshape(*p.leading, 4)
@@ -146,9 +149,10 @@ def _weights_by_kind(
     weights = torch.nn.functional.pad(position_weights.double().gather(1, order), (1, 0))  # [B, 1 + P]
     largest = weights.abs().amax(1, keepdim=True).clamp(min=1e-200) * weights.shape[1]
     unit = torch.exp2(torch.ceil(torch.log2(largest)) - 61)  # [B, 1], a power of two
-    totals = (weights / unit).round().to(torch.int64).cumsum(1)
+    spoilt = 0 * weights.sum(1)  # [B]: NaN where weights are not finite, of which integers know nothing
+    totals = (weights / unit).nan_to_num(0, 0, 0).round().to(torch.int64).cumsum(1)
     first = torch.searchsorted(ordered, frame_chains)
     last = torch.searchsorted(ordered, frame_chains, right=True)
     own = totals.gather(1, last) - totals.gather(1, first)  # [B, F]
     both = torch.stack([own, totals[:, -1:] - own], 2) * unit[:, :, None]  # [B, F, 2]
-    return (frame_weights.double()[:, :, None] * both).sum(1).to(frame_weights.dtype)
+    return ((frame_weights.double()[:, :, None] * both).sum(1) + spoilt[:, None]).to(frame_weights.dtype)

@@ -392,3 +392,26 @@ def test_plain_torch_agrees(clamp):
     weights = dict.fromkeys(WEIGHTS, 0.25)
     found = torch_eager.frame_aligned_point_error_terms(**g, **chains, **weights)
     torch.testing.assert_close(found, tuple(reference.frame_aligned_point_error_terms(**g, **chains, **weights)))
+
+
+@backend
+def test_term_weights_of_a_single_sample(target):
+    """[*] is [] without leading dimensions."""
+    given = {name: value[0] for name, value in arguments(target).items() if isinstance(value, torch.Tensor)}
+    share = torch.tensor(0.25, dtype=torch.float64)
+    found = terms(target, **given, clamped_weight=share, unclamped_weight=1 - share)
+    assert found.loss.shape == ()
+    torch.testing.assert_close(found.loss, 0.25 * found.clamped + 0.75 * found.unclamped)
+
+
+@backend
+@pytest.mark.parametrize("name", ["frames_mask", "positions_mask"])
+@pytest.mark.parametrize("chains", [False, True])
+def test_infinite_weights_are_not_passed_over(target, name, chains):
+    given = arguments(target)
+    given[name] = given[name].clone()
+    given[name][0, 0] = math.inf
+    if chains:
+        given["frame_chains"] = torch.arange(7, device=target[0])[None] % 2
+        given["position_chains"] = torch.arange(11, device=target[0])[None] % 2
+    assert not terms(target, **given).loss.isfinite()
