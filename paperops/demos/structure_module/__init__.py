@@ -171,6 +171,6 @@ def _report(console: Console, metrics: dict[str, Any], scores: Any) -> None:
     plan = metrics["plan"]
     console.print(
         f"The module: {plan['c_s']} and {plan['c_z']} channels, {plan['heads']} heads, {plan['blocks']} blocks "
-        "(AlphaFold2: 384 and 128, 12, 8).",
+        "(AlphaFold2: 384 and 128, 12, 8). Violations take no part in its loss.",
         highlight=False,
     )

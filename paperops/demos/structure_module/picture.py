@@ -41,7 +41,7 @@ def draw(path: Path, title: str, fit: Fit, target: Target, scores: Scores, enoug
     _atoms(space, fit, target, resolved, axes)
     space.set_axis_off()
     span = (true[resolved] @ axes.T).aminmax(dim=0)
-    space.set_box_aspect((span.max - span.min).clamp(min=4).tolist(), zoom=1.5)
+    space.set_box_aspect((span.max - span.min).clamp(min=4).tolist(), zoom=1.2)
     space.view_init(elev=90, azim=-90)
     space.legend(loc="lower left", fontsize=11, frameon=False)
     _curves(figure, fit, enough)
