@@ -9,26 +9,22 @@ import triton.language as tl
 
 
 @triton.jit
-def load_numbers(pointer, exists, COUNT: tl.constexpr):
-    """So many numbers, or 0."""
-    found = ()
-    for number in tl.static_range(COUNT):
-        found = found + (tl.load(pointer + number, mask=exists, other=0.0),)
-    return found
-
-
-@triton.jit
 def load_frame(pred_rotations, pred_translations, target_rotations, target_translations, frame_weights, row, exists):
     """A frame's two rotations, two translations and weight."""
     weight = tl.load(frame_weights + row, mask=exists, other=0.0)
     there = weight != 0
-    return (
-        load_numbers(pred_rotations + row * 9, there, 9),
-        load_numbers(pred_translations + row * 3, there, 3),
-        load_numbers(target_rotations + row * 9, there, 9),
-        load_numbers(target_translations + row * 3, there, 3),
-        weight,
-    )
+    pred_rotation = ()
+    target_rotation = ()
+    for number in tl.static_range(9):
+        pred_rotation = pred_rotation + (tl.load(pred_rotations + row * 9 + number, mask=there, other=0.0),)
+        target_rotation = target_rotation + (tl.load(target_rotations + row * 9 + number, mask=there, other=0.0),)
+    pred_translation = ()
+    target_translation = ()
+    for number in tl.static_range(3):
+        pred_translation = pred_translation + (tl.load(pred_translations + row * 3 + number, mask=there, other=0.0),)
+        other = tl.load(target_translations + row * 3 + number, mask=there, other=0.0)
+        target_translation = target_translation + (other,)
+    return pred_rotation, pred_translation, target_rotation, target_translation, weight
 
 
 @triton.jit
@@ -50,23 +46,20 @@ def load_limits(coefficients, limits):
 
 
 @triton.jit
-def turned_back(rotation, vector):
-    """R^T v. Prediction and target take the same steps: where they are alike, their difference is 0."""
-    found = ()
-    for j in tl.static_range(3):
-        sum_of_two = tl.fma(rotation[3 + j], vector[1], rotation[j] * vector[0])
-        found = found + (tl.fma(rotation[6 + j], vector[2], sum_of_two),)
-    return found
-
-
-@triton.jit
 def pair_errors(frame, points, eps):
     """x - t of the prediction, the errors e in the frame, 1 / d and d = sqrt(|e|^2 + eps)."""
+    r, s = frame[0], frame[2]
     pred = (points[0] - frame[1][0], points[1] - frame[1][1], points[2] - frame[1][2])
     target = (points[3] - frame[3][0], points[4] - frame[3][1], points[5] - frame[3][2])
-    a, b = turned_back(frame[0], pred), turned_back(frame[2], target)
-    e = (a[0] - b[0], a[1] - b[1], a[2] - b[2])
-    squared = tl.fma(e[2], e[2], tl.fma(e[1], e[1], tl.fma(e[0], e[0], eps)))
+    e = ()
+    squared = eps
+    for j in tl.static_range(3):
+        # R^T (x - t) and S^T (y - s) take the same steps: where they are alike, their difference is 0.
+        here = tl.fma(r[6 + j], pred[2], tl.fma(r[3 + j], pred[1], r[j] * pred[0]))
+        there = tl.fma(s[6 + j], target[2], tl.fma(s[3 + j], target[1], s[j] * target[0]))
+        difference = here - there
+        e = e + (difference,)
+        squared = tl.fma(difference, difference, squared)
     inverse = tl.rsqrt(squared)
     return pred, e, inverse, squared * inverse
 

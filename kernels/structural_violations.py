@@ -39,7 +39,7 @@ def prepare(
         "residues": batch * n, "BLOCK": RESIDUES,
     }  # fmt: skip
     wide = positions.dtype == torch.float64
-    chunk, tile = (64, 32) if arch.vendor == "none" else (128, 2 if wide else 4)
+    chunk, tile = (32, 16) if arch.vendor == "none" else (128, 2 if wide else 4)
     common = {
         **packed, "residue_index": residue_index.contiguous(),
         "asym_id": None if asym_id is None else asym_id.contiguous(), "lower": lower.contiguous(),

@@ -90,6 +90,7 @@ def _shared_samples(device: torch.device, dtype: torch.dtype, clamp: str) -> Ite
     yield Sample("bool masks", odd | boolean | {clamp: None, "eps": 1e-4, "length_scale": 3.0})
     yield Sample("one frame", make(2, 1, 19))
     yield Sample("one point", make(2, 19, 1))
+    yield Sample("many frames", make(1, 70, 3))
     yield Sample("one of each", make(1, 1, 1))
     yield Sample("no frames", make(2, 0, 5))
     yield Sample("no points", make(2, 5, 0))
