@@ -315,6 +315,101 @@ def test_chains(tmp_path):
         read_chain(cif(tmp_path / "c.cif", [hetero("HOH")]))
 
 
+def test_residues_that_share_a_number_are_refused(tmp_path):
+    """They are one residue to gemmi, or alternates of one: all but one would be lost."""
+    several = r"several residues of chain A have the number"
+    twice = lines("AG") + lines("AG", offset=40.0)
+    for name, rows in (
+        ("repeated", lines("AAA", numbers=[1, 1, 1])),
+        ("different", lines("AGS", numbers=[1, 1, 1])),
+        ("overflow", lines("AAA", numbers=["****"] * 3)),
+        ("two chains of one name", twice),
+    ):
+        with pytest.raises(ValueError, match=several):
+            read_chain(pdb(tmp_path / f"{name}.pdb", rows))
+    with pytest.raises(ValueError, match=rf"{several} 1 \(ALA\)"):
+        read_chain(cif(tmp_path / "twice.cif", twice))
+
+
+def test_places_in_the_sequence_tell_residues_of_one_number_apart(tmp_path):
+    chain = read_chain(cif(tmp_path / "a.cif", [row | {"auth_seq_id": "7"} for row in lines("AGS")]))
+    assert chain.sequence == "AGS" and chain.residue_index.tolist() == [1, 2, 3] and chain.notes == ()
+
+
+def test_residues_without_numbers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="residue ALA of chain A has no number"):
+        read_chain(pdb(tmp_path / "a.pdb", lines("AGA", numbers=["    "] * 3)))
+
+
+def test_an_atom_that_comes_again_is_told(tmp_path):
+    rows = lines("AG")
+    rows.insert(5, rows[4] | {"Cartn_x": "9.0"})
+    chain = read_chain(pdb(tmp_path / "a.pdb", rows))
+    assert at(chain, 0, "CB") == expected_position("AG", 0, "CB")
+    assert chain.notes == ("1 atoms come again, and the likeliest or first was taken: ALA CB",)
+
+
+@pytest.mark.parametrize("form", ["cif", "pdb", "cif.gz"])
+def test_byte_order_mark(tmp_path, form):
+    path = (pdb if form == "pdb" else cif)(tmp_path / "plain", lines("AGSTV"))
+    marked = tmp_path / f"a.{form}"
+    content = b"\xef\xbb\xbf# a comment\n" * (form != "pdb") + path.read_bytes()
+    if form == "pdb":
+        content = b"\xef\xbb\xbf" + content
+    marked.write_bytes(gzip.compress(content) if form.endswith("gz") else content)
+    chain, plain = read_chain(marked), read_chain(path)
+    assert chain.sequence == "AGSTV" and chain.notes == () and torch.equal(chain.positions, plain.positions)
+    assert torch.equal(chain.mask, plain.mask)
+
+
+def test_blank_lines_and_comments_before_either_format(tmp_path):
+    before = b"\n" * 60 + b"# a comment, data_ and {\n" * 3 + b" \n" * 60
+    for write in (cif, pdb):
+        path = write(tmp_path / "a.txt", lines("AGS"))
+        path.write_bytes(before + path.read_bytes())
+        assert read_chain(path).sequence == "AGS"
+
+
+@pytest.mark.parametrize("bad", ["********", "   x.xxx", "        ", "     nan", "1.0  2.0"])
+@pytest.mark.parametrize("column", [30, 38, 46])
+def test_pdb_coordinates_that_are_no_numbers(tmp_path, bad, column):
+    text = pdb(tmp_path / "whole.pdb", lines("AG")).read_text().splitlines()
+    text[4] = text[4][:column] + bad + text[4][column + 8 :]
+    (tmp_path / "a.pdb").write_text("\n".join(text))
+    chain = read_chain(tmp_path / "a.pdb")
+    assert chain.notes == ("1 atoms left out, whose coordinates are no numbers", "1 residues lack atoms: ALA")
+    assert not chain.mask[0, ATOM37.index("CB")] and chain.mask.sum() == 8
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\n", gzip.compress(b"", mtime=0), b"\xef\xbb\xbf"], ids=str)
+def test_an_empty_file_is_called_empty(tmp_path, content):
+    (tmp_path / "a.pdb").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pdb is no structure: it is empty"):
+        read_chain(tmp_path / "a.pdb")
+
+
+def test_broken_compression(tmp_path):
+    whole = gzip.compress(cif(tmp_path / "a.cif", lines("AG")).read_bytes())
+    for content in (whole[:-20], whole[:20] + b"\xff" * 20 + whole[40:], whole[:2]):
+        (tmp_path / "a.cif.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.cif\.gz is no mmCIF or PDB file"):
+            read_chain(tmp_path / "a.cif.gz")
+
+
+@pytest.mark.parametrize("model", [True, 1.0, "1"])
+def test_model_is_an_int(tmp_path, model):
+    with pytest.raises(TypeError, match=f"model must be an int; got {type(model).__name__}"):
+        read_chain(cif(tmp_path / "a.cif", lines("AG")), model=model)
+
+
+def test_tensors_are_not_made_atom_by_atom(tmp_path, monkeypatch):
+    """A tensor an atom took seconds for a thousand residues."""
+    path, made, tensor = cif(tmp_path / "a.cif", lines(EVERY)), [], torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *given, **named: made.append(1) or tensor(*given, **named))
+    read_chain(path)
+    assert 0 < len(made) < 10
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"no structure\n", b"data_x\n_a.b 1\n", b"data_x\nloop_\n_atom_site.id\n", bytes(range(256)) * 40]
 )
@@ -382,6 +477,36 @@ def test_written_by_default_from_1(tmp_path):
     write_mmcif(tmp_path / "a.cif", aatype, torch.rand(2, 37, 3), mask)
     chain = read_chain(tmp_path / "a.cif")
     assert chain.sequence == "XG" and chain.residue_index.tolist() == [1, 2] and chain.name == "A"
+
+
+@pytest.mark.parametrize(
+    "numbers, sequence, places",
+    [
+        (None, "(ALA)(GLY)(SER)", [1, 2, 3]),
+        ([2, 3, 6], "(UNK)(ALA)(GLY)(UNK)(UNK)(SER)", [2, 3, 6]),
+        ([-1, 0, 4], "(ALA)(GLY)(SER)", None),
+        ([1, 2, 10**9], "(ALA)(GLY)(SER)", None),
+    ],
+)
+def test_the_sequence_is_written_and_no_unit_cell(tmp_path, numbers, sequence, places):
+    """With the residue that has no atoms; numbers that are passed over are unknown residues."""
+    mask = torch.ones(3, 37)
+    mask[1] = 0
+    index = None if numbers is None else torch.tensor(numbers)
+    path = tmp_path / "a.cif"
+    write_mmcif(path, torch.tensor([0, 7, 15]), torch.rand(3, 37, 3), mask, residue_index=index)
+    block = gemmi.cif.read(str(path)).sole_block()
+    assert not [item for item in ("_cell.", "_symmetry.") if item in path.read_text()]
+    names = sequence[1:-1].split(")(")
+    structure = gemmi.read_structure(str(path))
+    assert structure.entities[0].full_sequence == names
+    assert list(block.find_values("_entity_poly_seq.mon_id")) == names
+    letters = {"ALA": "A", "GLY": "G", "SER": "S", "UNK": "X"}
+    assert block.find_values("_entity_poly.pdbx_seq_one_letter_code")[0] == "".join(letters[name] for name in names)
+    labels = [residue.label_seq for residue in structure[0]["A"]]
+    assert labels == ([None] * 2 if places is None else [places[0], places[2]])
+    expected = [1, 3] if numbers is None else [numbers[0], numbers[2]]
+    assert read_chain(path).residue_index.tolist() == expected
 
 
 def writing_refusals():

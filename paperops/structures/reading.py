@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from paperops.residues import ATOM14, ATOM37, LETTERS, NAMES
+from paperops.residues import ATOM14, ATOM37, LETTERS, NAMES, tables
 from paperops.structures.library import gemmi
+from paperops.structures.opening import open_structure
 
 UNKNOWN = len(LETTERS)
 BACKBONE = ("N", "CA", "C", "O", "CB")  # what is kept of a residue of unknown type
 HYDROGENS = ("H", "D")
+COLUMN = {name: column for column, name in enumerate(ATOM37)}
+EXPECTED = {name: frozenset({*ATOM14[kind], "OXT"}) for kind, name in enumerate(NAMES[:UNKNOWN])}
 
 
 class Chain(NamedTuple):
@@ -45,7 +48,8 @@ def read_chain(path: str | os.PathLike[str], chain: str | None = None, model: in
     Waters, ligands and hydrogens are left out. Selenomethionine is read as methionine; other residues that are not
     among the 20 standard ones are of unknown type, with their backbone and CB. Of alternate locations a residue keeps
     the one with the highest occupancy in all, the first by name among equals; likewise of alternate residues at one
-    place. Arginine's NH1 and NH2 are exchanged where NH2 is nearer to CD. What of this happened is told in ``notes``.
+    place. Arginine's NH1 and NH2 are exchanged where NH2 is nearer to CD. Atoms whose coordinates are no numbers are
+    left out. What of this happened is told in ``notes``.
 
     Residues' numbers are their places in the sequence where the file gives them (mmCIF); otherwise the author's, with
     one number for each insertion code, so that all after it move up.
@@ -60,7 +64,9 @@ def read_chain(path: str | os.PathLike[str], chain: str | None = None, model: in
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no structure; it has no such model or chain, or no protein; the chain is none.
+        TypeError: ``model`` is no int.
+        ValueError: it is no structure; it has no such model or chain, or no protein; the chain is none; residues have
+            no number, or several that are no alternates share one.
         ImportError: gemmi is not installed.
 
     Example:
@@ -75,22 +81,27 @@ def read_chain(path: str | os.PathLike[str], chain: str | None = None, model: in
         >>> chain.sequence, int(chain.mask.sum())
         ('AG', 6)
     """
-    structure = _structure(Path(path))
+    if model is not None and type(model) is not int:  # True and 1.0 would be taken for 1
+        raise TypeError(f"model must be an int; got {type(model).__name__}")
     notes: list[str] = []
+    structure = open_structure(Path(path), notes)
     chosen = _chain(_model(structure, model, path, notes), chain, path, notes)
     polymer = list(chosen.get_polymer())
     _note_left_out(chosen, polymer, notes)
 
     chosen_residues, atoms = [], []
     unexpected: Counter[str] = Counter()
+    repeated: Counter[str] = Counter()
     alternates: list[str] = []
     for alternatives in _places(polymer):
+        _refuse_unclear(alternatives, chosen, path)
         residue = _likeliest_residue(alternatives, alternates)
-        atoms.append(_atoms_of(residue, unexpected, alternates))
+        atoms.append(_atoms_of(residue, unexpected, repeated, alternates))
         chosen_residues.append(residue)
     places = f"{len(alternates)} alternate locations or residues, of which the likeliest was taken: "
     _note(notes, places, Counter(alternates))
     _note(notes, f"{sum(unexpected.values())} atoms of unexpected names left out: ", unexpected)
+    _note(notes, f"{sum(repeated.values())} atoms come again, and the likeliest or first was taken: ", repeated)
 
     names = [residue.name for residue in chosen_residues]
     types = [NAMES.index("MET" if name == "MSE" else name) if name in {*NAMES, "MSE"} else UNKNOWN for name in names]
@@ -99,32 +110,19 @@ def read_chain(path: str | os.PathLike[str], chain: str | None = None, model: in
     unknown = Counter(name for name, number in zip(names, types) if number == UNKNOWN)
     _note(notes, f"{sum(unknown.values())} residues of unknown type, of which the backbone was read: ", unknown)
 
+    rows = [row for row, found in enumerate(atoms) for _ in found]
+    columns = [COLUMN[name] for found in atoms for name in found]
+    places_found = [place for found in atoms for place in found.values()]
     positions = torch.zeros(len(types), len(ATOM37), 3, dtype=torch.float64)
     mask = torch.zeros(len(types), len(ATOM37), dtype=torch.bool)
-    for row, found in enumerate(atoms):
-        for name, place in found.items():
-            positions[row, ATOM37.index(name)] = torch.tensor(place, dtype=torch.float64)
-            mask[row, ATOM37.index(name)] = True
+    positions[rows, columns] = torch.tensor(places_found, dtype=torch.float64).reshape(-1, 3)
+    mask[rows, columns] = True
     aatype = torch.tensor(types, dtype=torch.int64)
     _right_arginines(aatype, positions, mask, notes)
     residue_index = torch.tensor(_numbers(chosen_residues, notes), dtype=torch.int64)
     _note_missing(aatype, residue_index, mask, _full_length(structure, chosen), notes)
     sequence = "".join((LETTERS + "X")[number] for number in types)
     return Chain(chosen.name, sequence, aatype, residue_index, positions, mask, tuple(notes))
-
-
-def _structure(path: Path) -> Any:
-    with open(path, "rb"):  # an OSError that names the file, if it cannot be read
-        pass
-    library = gemmi()
-    try:
-        structure = library.read_structure(str(path), merge_chain_parts=True, format=library.CoorFormat.Detect)
-        structure.setup_entities()
-    except (RuntimeError, ValueError, OSError, IndexError) as error:
-        raise ValueError(f"{path} is no mmCIF or PDB file: {str(error).splitlines()[0]}") from None
-    if not any(len(residue) for model in structure for chain in model for residue in chain):
-        raise ValueError(f"{path} is no structure: no atoms were found in it")
-    return structure
 
 
 def _model(structure: Any, number: int | None, path: object, notes: list[str]) -> Any:
@@ -167,12 +165,26 @@ def _places(polymer: list[Any]) -> Iterator[list[Any]]:
     """The residues, those at one place of the chain (a point mutation among alternates) together."""
     group: list[Any] = []
     for residue in polymer:
-        if group and residue.seqid != group[-1].seqid:
+        if group and (residue.seqid != group[-1].seqid or residue.label_seq != group[-1].label_seq):
             yield group
             group = []
         group.append(residue)
     if group:
         yield group
+
+
+def _refuse_unclear(alternatives: list[Any], chain: Any, path: object) -> None:
+    """ValueError where a residue has no number, or is several that share one: they cannot be told apart."""
+    first = alternatives[0]
+    if first.seqid.num is None:
+        raise ValueError(f"{path}: residue {first.name} of chain {chain.name} has no number")
+    clear = len(alternatives) == 1 or sum(not any(a.has_altloc() for a in one) for one in alternatives) < 2
+    for residue in alternatives:
+        alpha = [atom.altloc for atom in residue if atom.name == "CA"]
+        clear = clear and len(alpha) == len(set(alpha))
+    if not clear:
+        names = ", ".join(dict.fromkeys(residue.name for residue in alternatives))
+        raise ValueError(f"{path}: several residues of chain {chain.name} have the number {first.seqid} ({names})")
 
 
 def _likeliest_residue(alternatives: list[Any], alternates: list[str]) -> Any:
@@ -186,7 +198,9 @@ def _likeliest_residue(alternatives: list[Any], alternates: list[str]) -> Any:
     return best
 
 
-def _atoms_of(residue: Any, unexpected: Counter[str], alternates: list[str]) -> dict[str, tuple[float, float, float]]:
+def _atoms_of(
+    residue: Any, unexpected: Counter[str], repeated: Counter[str], alternates: list[str]
+) -> dict[str, tuple[float, float, float]]:
     """The positions of the residue's atoms by name, in one of its conformations."""
     weights: Counter[str] = Counter()
     for atom in residue:
@@ -197,18 +211,22 @@ def _atoms_of(residue: Any, unexpected: Counter[str], alternates: list[str]) -> 
     order = {name: rank for rank, (name, _) in enumerate(sorted(weights.items(), key=lambda item: (-item[1], item[0])))}
 
     standard = "MET" if residue.name == "MSE" else residue.name
-    allowed = {*ATOM14[NAMES.index(standard)], "OXT"} if standard in NAMES[:UNKNOWN] else set(BACKBONE)
+    allowed = EXPECTED.get(standard, BACKBONE)
+    seen: set[tuple[str, str]] = set()
     found: dict[str, tuple[tuple[float, float], tuple[float, float, float]]] = {}
     for atom in residue:
         name = "SD" if residue.name == "MSE" and atom.name == "SE" else atom.name
         if name not in allowed:
-            if standard in NAMES[:UNKNOWN] and atom.element.name not in HYDROGENS:
+            if standard in EXPECTED and atom.element.name not in HYDROGENS:
                 unexpected[f"{residue.name} {atom.name}"] += 1
             continue
         place = (atom.pos.x, atom.pos.y, atom.pos.z)
         if not all(map(math.isfinite, place)):
             unexpected[f"{residue.name} {atom.name} without a position"] += 1
             continue
+        if (name, atom.altloc) in seen:
+            repeated[f"{residue.name} {atom.name}"] += 1
+        seen.add((name, atom.altloc))
         rank = (order.get(atom.altloc, -1), -atom.occ)
         if name not in found or rank < found[name][0]:
             found[name] = rank, place
@@ -272,10 +290,8 @@ def _note_missing(aatype: Tensor, residue_index: Tensor, mask: Tensor, length: i
     if (steps > 1).any():
         gaps = int((steps > 1).sum())
         notes.append(f"{int((steps - 1).clamp(min=0).sum())} residues within the chain are missing, in {gaps} gaps")
-    names = [(NAMES[number], ATOM14[number]) for number in aatype.tolist()]
-    lacking = Counter(
-        kind for (kind, atoms), row in zip(names, mask) if not all(row[ATOM37.index(atom)] for atom in atoms if atom)
-    )
+    short = (tables().atom37_exists[aatype] & ~mask).any(1)
+    lacking = Counter(NAMES[number] for number in aatype[short].tolist())
     _note(notes, f"{sum(lacking.values())} residues lack atoms: ", lacking)
 
 

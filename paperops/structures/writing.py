@@ -13,6 +13,8 @@ from paperops.ops import _checks
 from paperops.residues import ATOM37, NAMES
 from paperops.structures.library import gemmi
 
+LONGEST = 100_000  # residues of a sequence
+
 
 def write_mmcif(
     path: str | os.PathLike[str],
@@ -26,6 +28,9 @@ def write_mmcif(
     name: str = "model",
 ) -> None:
     """Write a protein chain as mmCIF, compressed by gzip if the file's name ends in ``.gz``.
+
+    The file's sequence has all N residues, those without atoms too, at the places that their numbers say, and unknown
+    residues where numbers are passed over. Where a number is below 1, or above 100000, it has the N residues alone.
 
     Args:
         path: the file; one that is there is replaced.
@@ -67,12 +72,13 @@ def write_mmcif(
             raise ValueError(f"{argument} must be a word; got {value!r}")
 
     library = gemmi()
+    labelled, sequence = _sequence(aatype, numbers)
     written = library.Chain(chain)
     for row in present.any(1).nonzero()[:, 0].tolist():
         residue = library.Residue()
         residue.name = NAMES[int(aatype[row])]
         residue.seqid = library.SeqId(numbers[row], " ")
-        residue.label_seq = numbers[row] if numbers[row] > 0 else None
+        residue.label_seq = numbers[row] if labelled else None
         residue.entity_type = library.EntityType.Polymer
         residue.subchain = chain
         residue.entity_id = "1"
@@ -91,14 +97,30 @@ def write_mmcif(
     structure.add_model(model)
     entity = library.Entity("1")
     entity.entity_type, entity.polymer_type = library.EntityType.Polymer, library.PolymerType.PeptideL
-    entity.subchains = [chain]
+    entity.subchains, entity.full_sequence = [chain], sequence
     structure.entities.append(entity)
-    text = structure.make_mmcif_document().as_string()
+    groups = library.MmcifOutputGroups(True)
+    groups.cell = groups.symmetry = False  # of no crystal
+    text = structure.make_mmcif_document(groups).as_string()
     target = Path(path)
     if target.suffix == ".gz":
         target.write_bytes(gzip.compress(text.encode(), mtime=0))
     else:
         target.write_text(text, encoding="utf-8")
+
+
+def _sequence(aatype: Tensor, numbers: list[int]) -> tuple[bool, list[str]]:
+    """Whether the residues' numbers are their places in the file's sequence, and that sequence's names.
+
+    Numbers that are passed over are unknown residues. Numbers below 1 or very large are no such places.
+    """
+    names = [NAMES[kind] for kind in aatype.tolist()]
+    if not numbers or numbers[0] < 1 or numbers[-1] > LONGEST:
+        return False, names
+    sequence = [NAMES[-1]] * numbers[-1]
+    for number, name in zip(numbers, names, strict=True):
+        sequence[number - 1] = name
+    return True, sequence
 
 
 def _numbers(residue_index: Tensor | None, count: int) -> list[int]:

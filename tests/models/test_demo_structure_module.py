@@ -163,6 +163,26 @@ def test_missing_atoms_unknown_residues_and_gaps_are_trained_around(tmp_path):
     assert all(math.isfinite(value) for value in scores.values())
 
 
+@pytest.mark.parametrize("file", [None, "part"])
+def test_picture_cuts_nothing(tmp_path, monkeypatch, file):
+    """Every point of the traces and of the side chains is inside its axes."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: figures.append(figure) or save(figure, *a, **k))
+    path = None if file is None else part_of_the_built_in(tmp_path / "in.cif")
+    assert structure_module.run(tmp_path / "out", file=path, quick=True) == 0
+    space = figures[0].axes[0]
+    assert space.name == "rectilinear" and space.get_aspect() == 1  # so that data are where the limits say
+    drawn = [torch.tensor(line.get_xydata()) for line in space.lines]
+    drawn += [torch.tensor(dots.get_offsets().tolist()).double() for dots in space.collections]
+    assert len(drawn) == 3 and all(len(points) > 10 for points in drawn)
+    (left, right), (low, high) = space.get_xlim(), space.get_ylim()
+    inner = torch.tensor([right - left, high - low]).double() * 0.02  # lines have a width
+    points = torch.cat(drawn)
+    assert (points - inner >= torch.tensor([left, low])).all() and (points + inner <= torch.tensor([right, high])).all()
+
+
 # --- the command line -----------------------------------------------------------------------------------------------
 
 

@@ -35,14 +35,13 @@ def draw(path: Path, title: str, fit: Fit, target: Target, scores: Scores, enoug
     axes[2] *= torch.det(axes).sign()  # the same hand
     blocks = [superposed(block[0], true, resolved) for block in fit.structure.translations]
     starts = _breaks(target)
-    space: Any = figure.add_axes((0.0, 0.02, 0.6, 0.86), projection="3d")
+    # The page is the plane of the two longest axes; in two dimensions the limits hold all that is drawn.
+    space: Any = figure.add_axes((0.03, 0.03, 0.56, 0.84))
     _trace(space, true @ axes.T, resolved, starts, color=_GREY, width=5.0, alpha=0.55, label="true")
     _trace(space, blocks[-1] @ axes.T, resolved, starts, color=_BLUE, width=1.8, alpha=1.0, label="predicted")
     _atoms(space, fit, target, resolved, axes)
     space.set_axis_off()
-    span = (true[resolved] @ axes.T).aminmax(dim=0)
-    space.set_box_aspect((span.max - span.min).clamp(min=4).tolist(), zoom=1.2)
-    space.view_init(elev=90, azim=-90)
+    space.set_aspect("equal", adjustable="datalim")
     space.legend(loc="lower left", fontsize=11, frameon=False)
     _curves(figure, fit, enough)
     figure.savefig(path, dpi=110)
@@ -60,7 +59,7 @@ def _trace(
     for start, end in zip(starts, [*starts[1:], len(points)], strict=True):
         piece = points[start:end][resolved[start:end]]
         space.plot(
-            *_smooth(piece).T.tolist(), color=color, linewidth=width, alpha=alpha, solid_capstyle="round",
+            *_smooth(piece)[:, :2].T.tolist(), color=color, linewidth=width, alpha=alpha, solid_capstyle="round",
             label=label if start == 0 else None,
         )  # fmt: skip
 
@@ -84,7 +83,7 @@ def _atoms(space: Any, fit: Fit, target: Target, resolved: Tensor, axes: Tensor)
     alpha = target.backbone.translations[0]
     onto = torch.cat([alpha, torch.zeros(len(points) - len(alpha), 3)])
     kept = torch.cat([resolved, torch.zeros(len(points) - len(alpha), dtype=torch.bool)])
-    moved = superposed(points, onto, kept)[len(alpha) :].unflatten(0, mask.shape)[mask] @ axes.T
+    moved = superposed(points, onto, kept)[len(alpha) :].unflatten(0, mask.shape)[mask] @ axes[:2].T
     space.scatter(*moved.T.tolist(), color=_ORANGE, s=9, alpha=0.6, linewidths=0, label="predicted side chains")
 
 
