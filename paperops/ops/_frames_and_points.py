@@ -96,7 +96,11 @@ class FramesAndPoints:
     def term_weight(self, name: str, value: Any) -> float | Tensor:
         """A number, or a weight for each sample [*]."""
         if not isinstance(value, Tensor):
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, numbers.Real)
+                or not -math.inf < float(value) < math.inf
+            ):
                 raise TypeError(f"{name} must be a finite number or a tensor; got {value!r}")
             return float(value)
         self.mask(name, value)

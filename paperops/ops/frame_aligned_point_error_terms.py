@@ -151,6 +151,7 @@ def _weights_by_kind(
     unit = torch.exp2(torch.ceil(torch.log2(largest)) - 61)  # [B, 1], a power of two
     spoilt = 0 * weights.sum(1)  # [B]: NaN where weights are not finite, of which integers know nothing
     totals = (weights / unit).nan_to_num(0, 0, 0).round().to(torch.int64).cumsum(1)
+    frame_chains = frame_chains.contiguous()  # or a warning, within vmap
     first = torch.searchsorted(ordered, frame_chains)
     last = torch.searchsorted(ordered, frame_chains, right=True)
     own = totals.gather(1, last) - totals.gather(1, first)  # [B, F]

@@ -43,7 +43,6 @@ def distance_bounds(
     Returns:
         ``lower`` and ``upper``, ``[21, 14, 14]``; 0 where there is no atom and from an atom to itself, and 1e10 (in
         float16, the largest number) above atoms that are bound to nothing.
-        Made once for each set of arguments; not to be written to.
 
     Raises:
         TypeError: dtype is not a floating one.
@@ -63,33 +62,38 @@ def distance_bounds(
         ("overlap_tolerance", overlap_tolerance),
         ("bond_length_tolerance_factor", bond_length_tolerance_factor),
     ):
-        if not (math.isfinite(value) and value >= 0):
+        if not 0 <= value < math.inf:  # not math.isfinite, which torch.compile cannot trace
             raise ValueError(f"{name} must be finite and not negative; got {value}")
-    return _distance_bounds(float(overlap_tolerance), float(bond_length_tolerance_factor), device_of(device), dtype)
+    mean, deviation, apart = _distances(device_of(device))
+    spread = bond_length_tolerance_factor * deviation
+    lower = torch.where(apart, mean - overlap_tolerance, mean - spread)
+    upper = (mean + spread).masked_fill(apart, NO_BOUND)
+    return lower.to(dtype), upper.clamp(max=torch.finfo(dtype).max).to(dtype)
 
 
 @constant
-def _distance_bounds(
-    overlap_tolerance: float, factor: float, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    lower = torch.zeros(21, 14, 14, dtype=torch.float64, device="cpu")
-    upper = torch.zeros_like(lower)
+def _distances(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """[21, 14, 14] of each pair of atoms, 0 where there is none: the mean distance of those joined by bonds and angles,
+    or the sum of the radii; the deviation; and whether they are apart, joined by neither."""
+    mean = torch.zeros(21, 14, 14, dtype=torch.float64, device="cpu")
+    deviation, apart = torch.zeros_like(mean), torch.zeros_like(mean, dtype=torch.bool)
 
-    def allow(number: int, one: int, other: int, low: float, high: float) -> None:
-        lower[number, one, other] = lower[number, other, one] = low
-        upper[number, one, other] = upper[number, other, one] = high
+    def put(table: Tensor, number: int, one: int, other: int, value: float) -> None:
+        table[number, one, other] = table[number, other, one] = value
 
     for number, (name, residue) in enumerate(RESIDUES.items()):
         atoms = [atom for atom in ATOM14[number] if atom]
         for one, atom in enumerate(atoms):
             for other in range(one):
-                radii = DATA["radii"][atom[0]] + DATA["radii"][atoms[other][0]]
-                allow(number, one, other, radii - overlap_tolerance, NO_BOUND)
-        pairs = {(one, other): (mean, deviation) for one, other, mean, deviation in residue["bonds"]}
-        for (one, other), (mean, deviation) in {**pairs, **_across_angles(name)}.items():
-            places = atoms.index(one), atoms.index(other)
-            allow(number, *places, mean - factor * deviation, mean + factor * deviation)
-    return lower.to(device, dtype), upper.clamp(max=torch.finfo(dtype).max).to(device, dtype)
+                put(mean, number, one, other, DATA["radii"][atom[0]] + DATA["radii"][atoms[other][0]])
+                put(apart, number, one, other, True)
+        joined = {(one, other): (length, spread) for one, other, length, spread in residue["bonds"]}
+        for (one, other), (length, spread) in {**joined, **_across_angles(name)}.items():
+            places = number, atoms.index(one), atoms.index(other)
+            put(mean, *places, length)
+            put(deviation, *places, spread)
+            put(apart, *places, False)
+    return mean.to(device), deviation.to(device), apart.to(device)
 
 
 def _across_angles(name: str) -> dict[tuple[str, str], tuple[float, float]]:

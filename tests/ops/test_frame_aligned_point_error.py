@@ -415,3 +415,17 @@ def test_infinite_weights_are_not_passed_over(target, name, chains):
         given["frame_chains"] = torch.arange(7, device=target[0])[None] % 2
         given["position_chains"] = torch.arange(11, device=target[0])[None] % 2
     assert not terms(target, **given).loss.isfinite()
+
+
+def test_compiles_with_weights_that_change():
+    """torch.compile makes a number that differs between calls symbolic."""
+    torch.compiler.reset()
+    given = arguments(("cpu", ""))
+    function = torch.compile(
+        lambda share: paperops.frame_aligned_point_error_terms(**given, clamped_weight=share).loss,
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    for share in (1.0, 0.0, 0.25):
+        right = paperops.frame_aligned_point_error_terms(**given, clamped_weight=share).loss
+        torch.testing.assert_close(function(share), right)

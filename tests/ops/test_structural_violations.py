@@ -357,3 +357,18 @@ def test_memory_grows_with_the_number_of_residues():
     small, large = peaks
     assert large < 2.5 * small + 1e5, peaks
     assert large < 1024 * 14 * 200, peaks  # a few numbers an atom
+
+
+def test_compiles_with_tolerances_that_change():
+    """torch.compile makes a number that differs between calls symbolic."""
+    torch.compiler.reset()
+    function = torch.compile(
+        lambda factor, *given: paperops.structural_violations(*given, None, factor).loss,
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    generator = torch.Generator().manual_seed(0)
+    positions = 3 * torch.randn(1, 4, 14, 3, generator=generator, dtype=torch.float64)
+    given = (positions, torch.ones(1, 4, 14), torch.tensor([[0, 4, 14, 18]]), torch.arange(4)[None])
+    for factor in (12.0, 11.0, 3.0):
+        assert torch.equal(function(factor, *given), paperops.structural_violations(*given, None, factor).loss)
