@@ -81,21 +81,22 @@ def _shared_samples(device: torch.device, dtype: torch.dtype, clamp: str) -> Ite
     odd = make(2, 13, 37)
     yield Sample("weights, NaN where they are 0", odd | _masks(odd))
     yield Sample("weights, NaN where they are 0, clamped", odd | _masks(odd) | {clamp: 2.5})
+    # Of samples that are alike to a kernel, one is enough for the interpreter: the others count as large.
     # A clamp below every distance: a constant loss.
-    yield Sample("all clamped", odd | {clamp: 1e-3})
+    yield Sample("all clamped", odd | {clamp: 1e-3}, large=True)
     yield Sample("clamp 0", make(1, 3, 5) | {clamp: 0.0})
     boolean = {name: odd[name] > 0 for name in ("frames_mask", "positions_mask")}
     boolean["frames_mask"][0, ::2] = False
     boolean["positions_mask"][1] = False
-    yield Sample("bool masks", odd | boolean | {clamp: None, "eps": 1e-4, "length_scale": 3.0})
-    yield Sample("one frame", make(2, 1, 19))
+    yield Sample("bool masks", odd | boolean | {clamp: None, "eps": 1e-4, "length_scale": 3.0}, large=True)
+    yield Sample("one frame", make(2, 1, 19), large=True)
     yield Sample("one point", make(2, 19, 1))
     yield Sample("many frames", make(1, 70, 3))
     yield Sample("one of each", make(1, 1, 1))
     yield Sample("no frames", make(2, 0, 5))
     yield Sample("no points", make(2, 5, 0))
     none = {name: torch.zeros_like(odd[name]) for name in ("frames_mask", "positions_mask")}
-    yield Sample("all masked", odd | none)
+    yield Sample("all masked", odd | none, large=True)
     # 10 from the origin rotations of 16 bits leave the errors of coincident frames exact.
     same = make(2, 5, 9)
     same |= {name: same[name.replace("target", "pred")].clone() for name in same if name.startswith("target")}
@@ -118,7 +119,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample("small, pair mask and clamp", small | {"pair_mask": pair, "l1_clamp_distance": 3.0}, gradcheck=True)
     yield from _shared_samples(device, dtype, "l1_clamp_distance")
     odd = make(2, 13, 37)
-    yield Sample("pair mask", odd | {"pair_mask": _pair_mask(odd, device), "l1_clamp_distance": 3.0})
+    yield Sample("pair mask", odd | {"pair_mask": _pair_mask(odd, device), "l1_clamp_distance": 3.0}, large=True)
     weights = 0.7 * _pair_mask(odd, device).to(dtype)
     yield Sample("pair weights", odd | _masks(odd) | {"pair_mask": weights})
     yield Sample("all pairs masked", odd | {"pair_mask": torch.zeros_like(weights)})
@@ -159,9 +160,11 @@ def _terms_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]
     yield Sample("five chains", odd | chains)
     yield Sample("five chains, weights", odd | chains | _masks(odd))
     narrow = {name: (chains[name] % 5).to(torch.int32) for name in CHAINS}
-    yield Sample("int32 chains, no clamp between", odd | chains | narrow | {"between_l1_clamp_distance": None})
+    yield Sample(
+        "int32 chains, no clamp between", odd | chains | narrow | {"between_l1_clamp_distance": None}, large=True
+    )
     one = {name: torch.ones_like(chains[name]) for name in CHAINS}
-    yield Sample("one chain", odd | chains | one)
+    yield Sample("one chain", odd | chains | one, large=True)
     apart = {"frame_chains": one["frame_chains"], "position_chains": one["position_chains"] + 1}
     yield Sample("nothing within a chain", odd | chains | apart)
     empty = make(2, 5, 0)
@@ -362,6 +365,7 @@ ENTRIES = (
         backward_cost=_backward_cost,
         bench=tuple(_bench_cases()),
         sources=SOURCES,
+        widens=True,
         twice=True,
         roundings=ROUNDINGS,
     ),
@@ -390,6 +394,7 @@ ENTRIES = (
             )
         ),
         sources=SOURCES,
+        widens=True,
         twice=True,
         roundings=ROUNDINGS,
     ),

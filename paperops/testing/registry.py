@@ -89,6 +89,7 @@ class Entry:
         sources: the files, relative to the checkout, whose change makes a device's measurements stale.
         dtypes: what the op takes.
         twice: whether second derivatives are promised.
+        widens: whether kernels are given 16-bit inputs as float32, so that their gradients in 16 bits are nothing new.
         tolerance: absolute tolerance by dtype, only where the general rule cannot be applied.
         roundings: by dtype, how many roundings of the largest value are allowed beside twice plain torch's error, where
             one (32 in float64) is too few, with the reason.
@@ -111,6 +112,7 @@ class Entry:
     sources: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     twice: bool = False
+    widens: bool = False
     tolerance: dict[torch.dtype, float] = field(default_factory=dict)
     roundings: dict[torch.dtype, int] = field(default_factory=dict)
     unit: float = 0.0

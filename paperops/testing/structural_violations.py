@@ -106,21 +106,24 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample("NaN in masked atoms", compact | odd | {"positions": hidden, "mask": one_by_one != 0})
     unknown = compact["aatype"].clone()
     unknown[:, 3::5] = UNKNOWN
-    yield Sample("unknown residues", compact | odd | {"aatype": unknown, "mask": torch.ones_like(one_by_one)})
+    yield Sample(
+        "unknown residues", compact | odd | {"aatype": unknown, "mask": torch.ones_like(one_by_one)}, large=True
+    )
     far = {"positions": compact["positions"] + 300}
     yield Sample("300 A away", compact | odd | far)
 
+    # Of samples that are alike to a kernel, one is enough for the interpreter.
     chains = protein_arguments(2, 29, device, dtype) | odd
     number = chains["residue_index"]
     asym_id = (number >= 13).to(torch.int32)
     yield Sample("two chains", chains | {"asym_id": asym_id, "residue_index": number - 13 * asym_id})
     gaps = number + 7 * (number // 6)
-    yield Sample("gaps", chains | {"residue_index": gaps.to(torch.int32)})
+    yield Sample("gaps", chains | {"residue_index": gaps.to(torch.int32)}, large=True)
     back = {"residue_index": number.flip(1), "aatype": chains["aatype"].to(torch.uint8)}
-    yield Sample("numbered backwards", chains | back)
-    yield Sample("one number for all", chains | {"residue_index": torch.zeros_like(number)})
+    yield Sample("numbered backwards", chains | back, large=True)
+    yield Sample("one number for all", chains | {"residue_index": torch.zeros_like(number)}, large=True)
     prolines = torch.where(number % 2 == 1, PROLINE, chains["aatype"])
-    yield Sample("prolines", chains | {"aatype": prolines, "mask": torch.ones_like(chains["mask"])})
+    yield Sample("prolines", chains | {"aatype": prolines, "mask": torch.ones_like(chains["mask"])}, large=True)
 
     dense = protein_arguments(1, 23, device, dtype, spread=2.0) | odd
     yield Sample("overlapping", dense)
@@ -130,7 +133,9 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     strict = {"clash_overlap_tolerance": 0, "violation_tolerance_factor": 0}
     wide = torch.promote_types(dtype, torch.float32)  # 0 is a tolerance with which distances can be equal to bounds
     yield Sample("no tolerance", protein_arguments(1, 11, device, wide, spread=2.0) | strict)
-    yield Sample("nothing can clash", dense | {"clash_overlap_tolerance": 50.0, "violation_tolerance_factor": 1e4})
+    yield Sample(
+        "nothing can clash", dense | {"clash_overlap_tolerance": 50.0, "violation_tolerance_factor": 1e4}, large=True
+    )
     yield Sample("131 residues", protein_arguments(1, 131, device, dtype) | odd, large=True)
 
 
@@ -238,6 +243,7 @@ ENTRIES = (
             "paperops/ops/structural_violations.py",
             "paperops/reference/structural_violations.py",
         ),
+        widens=True,
         twice=True,
     ),
 )
