@@ -1,4 +1,4 @@
-"""The registry's tests, and the ops' own, with every Triton kernel in Triton's interpreter, through the public ops."""
+"""The ops' own tests with every Triton kernel in Triton's interpreter."""
 
 import os
 
@@ -7,10 +7,6 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("this is the interpreter's process", allow_module_level=True)
 pytest.importorskip("triton")
-
-
-def test_registry(rerun):
-    rerun(["tests/test_registry.py"], TRITON_INTERPRET="1", PAPEROPS_BACKEND="triton")
 
 
 def test_ops(rerun):
