@@ -114,13 +114,27 @@ void add_pairs_of(const Frame<T>& frame, const Points<T>& points, T* dx, int64_t
 }
 
 template <typename T>
-void add_pairs(const Frame<T>& frame, const Points<T>& points, T* dx, int64_t dx_pitch, Sums& sums) {
+void add_run(const Frame<T>& frame, const Points<T>& points, T* dx, int64_t dx_pitch, Sums& sums) {
   if (dx == nullptr) {
     return points.chains == nullptr ? add_pairs_of<T, false, false>(frame, points, dx, dx_pitch, sums)
                                     : add_pairs_of<T, false, true>(frame, points, dx, dx_pitch, sums);
   }
   return points.chains == nullptr ? add_pairs_of<T, true, false>(frame, points, dx, dx_pitch, sums)
                                   : add_pairs_of<T, true, true>(frame, points, dx, dx_pitch, sums);
+}
+
+// In runs of as many points as a lane may add up in T without losing digits that matter.
+template <typename T>
+void add_pairs(const Frame<T>& frame, const Points<T>& points, T* dx, int64_t dx_pitch, Sums& sums) {
+  constexpr int64_t kRun = 64 * Simd<T>::lanes;
+  for (int64_t start = 0; start < points.count; start += kRun) {
+    Points<T> run = points;
+    run.coordinates += start;
+    run.weights += start;
+    run.chains = points.chains == nullptr ? nullptr : points.chains + start;
+    run.count = points.count - start < kRun ? points.count - start : kRun;
+    add_run(frame, run, dx == nullptr ? nullptr : dx + start, dx_pitch, sums);
+  }
 }
 
 }  // namespace
