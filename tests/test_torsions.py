@@ -15,13 +15,10 @@ from paperops.geometry import (
     torsions_to_frames,
 )
 from paperops.residues import ATOM37, constants
+from paperops.testing.values import random
 
 DOUBLE = torch.float64
 EVERY = torch.arange(21)
-
-
-def random(*shape, seed=0, dtype=DOUBLE):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE).to(dtype)
 
 
 def backbone(*shape, seed=0, dtype=DOUBLE):

@@ -12,24 +12,7 @@ from paperops.models.alphafold2 import (
     sidechain_fape,
 )
 from paperops.residues import ATOM14, LETTERS, tables
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def frames(*shape, seed=0, spread=8.0):
-    return Frames.from_quaternion(random(*shape, 4, seed=seed), spread * random(*shape, 3, seed=seed + 1))
-
-
-def assert_same(found, expected, leaves):
-    """Values and gradients."""
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
-    cotangent = random(*found.shape, seed=99)
-    ours, right = (torch.autograd.grad(value, leaves, cotangent) for value in (found, expected))
-    for one, other in zip(ours, right, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
-
+from paperops.testing.values import assert_same, random, random_frames
 
 # --- frame aligned point error --------------------------------------------------------------------------------------
 
@@ -51,8 +34,8 @@ def algorithm_28(pred, true, frames_kept, x, x_true, points_kept, pairs, clamp, 
 @pytest.mark.parametrize("share", [1.0, 0.0, "each"])
 def test_backbone_fape(share, chains):
     n, blocks, eps = 5, 3, 1e-4
-    leaves = [value.requires_grad_() for value in frames(blocks, 2, n)]
-    true = frames(2, n, seed=10)
+    leaves = [value.requires_grad_() for value in random_frames(blocks, 2, n)]
+    true = random_frames(2, n, seed=10)
     mask = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 1, 1, 1]]).double()
     asym_id = torch.tensor([[1, 1, 1, 2, 2], [4, 7, 7, 4, 9]]) if chains else None
     shares = torch.tensor([1.0, 0.25], dtype=torch.float64) if share == "each" else torch.full((2,), share).double()
@@ -87,7 +70,7 @@ def test_backbone_fape(share, chains):
 
 def test_sidechain_fape():
     n, eps = 3, 1e-4
-    pred, true = frames(2, n, 8), frames(2, n, 8, seed=10)
+    pred, true = random_frames(2, n, 8), random_frames(2, n, 8, seed=10)
     matrices = torch.zeros(2, n, 8, 4, 4, dtype=torch.float64)
     matrices[..., :3, :3], matrices[..., :3, 3], matrices[..., 3, 3] = *pred, 1
     leaves = [matrices.requires_grad_(), (8 * random(2, n, 14, 3, seed=20)).requires_grad_()]
@@ -108,7 +91,7 @@ def test_sidechain_fape():
 
 def test_fape_is_invariant_and_knows_hands():
     """Moving all of the prediction changes nothing: within 300 Angstrom's roundings; its mirror image does."""
-    pred, true, mask = frames(2, 3, 7), frames(3, 7, seed=10), torch.ones(3, 7)
+    pred, true, mask = random_frames(2, 3, 7), random_frames(3, 7, seed=10), torch.ones(3, 7)
     before = backbone_fape(*pred, *true, mask)
     turn = Frames.from_quaternion(random(4, seed=30), 300 * random(3, seed=31))
     torch.testing.assert_close(backbone_fape(*turn.compose(pred), *true, mask), before, rtol=0, atol=1e-12)
@@ -121,7 +104,7 @@ def test_fape_is_invariant_and_knows_hands():
 
 def test_what_masked_residues_hold_does_not_matter_to_fape():
     mask = torch.tensor([[1, 0, 1, 1]])
-    pred, true = frames(2, 1, 4), frames(1, 4, seed=10)
+    pred, true = random_frames(2, 1, 4), random_frames(1, 4, seed=10)
     clean = backbone_fape(*pred, *true, mask.bool())
     leaves = [value.masked_fill((mask == 0).reshape(1, 4, *(1,) * (value.dim() - 3)), math.nan) for value in pred]
     target = [value.masked_fill((mask == 0).reshape(1, 4, *(1,) * (value.dim() - 2)), math.nan) for value in true]

@@ -9,6 +9,7 @@ from paperops.models.alphafold2 import (
     compute_plddt,
     compute_predicted_aligned_error,
 )
+from paperops.testing.values import load_random, random
 
 C, HIDDEN, BINS = 9, 5, 7
 PLDDT = {
@@ -19,16 +20,6 @@ PLDDT = {
 ALIGNED = {"linear.weight": (BINS, C), "linear.bias": (BINS,)}
 
 
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def loaded(module, shapes):
-    state = {name: random(*shape, seed=number) for number, (name, shape) in enumerate(shapes.items())}
-    module.double().load_state_dict(state, strict=True)
-    return {name: value.clone().requires_grad_() for name, value in state.items()}
-
-
 def gradients(results, inputs):
     return torch.autograd.grad(results, inputs, [random(*value.shape, seed=9) for value in results])
 
@@ -36,7 +27,7 @@ def gradients(results, inputs):
 def test_plddt_is_algorithm_29():
     module = PerResidueLDDTCaPredictor(BINS, C, HIDDEN)
     assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == PLDDT
-    state, s = loaded(module, PLDDT), random(2, 4, C, seed=20).requires_grad_()
+    state, s = load_random(module, PLDDT), random(2, 4, C, seed=20).requires_grad_()
     logits, scores = [], []
     for row in s.flatten(0, 1):
         centred = row - row.mean()
@@ -59,7 +50,7 @@ def test_plddt_is_algorithm_29():
 def test_aligned_error_is_the_definition():
     module = TMScoreHead(C, BINS)
     assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == ALIGNED
-    state, z = loaded(module, ALIGNED), random(2, 3, 3, C, seed=21).requires_grad_()
+    state, z = load_random(module, ALIGNED), random(2, 3, 3, C, seed=21).requires_grad_()
     logits, errors = [], []
     for row in z.flatten(0, 2):
         out = state["linear.weight"] @ row + state["linear.bias"]

@@ -19,24 +19,7 @@ from paperops.models.alphafold2 import (
     violation_loss,
 )
 from paperops.residues import tables
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def frames(*shape, seed=0, spread=8.0):
-    return Frames.from_quaternion(random(*shape, 4, seed=seed), spread * random(*shape, 3, seed=seed + 1))
-
-
-def assert_same(found, expected, leaves):
-    """Values and gradients."""
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
-    cotangent = random(*found.shape, seed=99)
-    ours, right = (torch.autograd.grad(value, leaves, cotangent) for value in (found, expected))
-    for one, other in zip(ours, right, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
-
+from paperops.testing.values import assert_same, random, random_frames
 
 # --- torsions -------------------------------------------------------------------------------------------------------
 
@@ -118,7 +101,7 @@ def test_plddt_loss():
 
 def test_aligned_error_loss():
     n, bins = 4, 8
-    pred, true = frames(2, n), frames(2, n, seed=10)
+    pred, true = random_frames(2, n), random_frames(2, n, seed=10)
     logits = random(2, n, n, bins, seed=2).requires_grad_()
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1]]).bool()
     gone = ~mask
@@ -207,7 +190,7 @@ def everything(pred, groups, atoms, logits, pairs, given):
 
 def together(dtype):
     aatype = torch.randint(0, 20, (2, 6), generator=torch.Generator().manual_seed(0))
-    pred, true = frames(2, 2, 6), frames(2, 6, seed=10)
+    pred, true = random_frames(2, 2, 6), random_frames(2, 6, seed=10)
     matrices = torch.eye(4, dtype=torch.float64).repeat(2, 6, 8, 1, 1)
     leaves = [*pred, matrices, 5 * random(2, 6, 14, 3, seed=5), random(2, 6, 50, seed=6), random(2, 6, 6, 64, seed=7)]
     angles, torsions = random(2, 2, 6, 7, 2, seed=8), random(2, 6, 7, 2, seed=9)
@@ -263,12 +246,12 @@ def test_half_precision_is_computed_in_float32(dtype):
 
 
 def test_refused():
-    pred, true, mask = frames(2, 1, 4), frames(1, 4), torch.ones(1, 4)
+    pred, true, mask = random_frames(2, 1, 4), random_frames(1, 4), torch.ones(1, 4)
     short = Frames(true.rotations[:, :3], true.translations[:, :3])
     atoms, there, aatype = random(1, 4, 14, 3), torch.ones(1, 4, 14), torch.zeros(1, 4, dtype=torch.int64)
     angles, torsions = random(2, 1, 4, 7, 2), random(1, 4, 7, 2)
     logits, pairs, x = torch.zeros(1, 4, 50).double(), torch.zeros(1, 4, 4, 64).double(), random(1, 4, 3)
-    eight, matrices = frames(1, 4, 8), torch.zeros(1, 4, 8, 4, 4).double()
+    eight, matrices = random_frames(1, 4, 8), torch.zeros(1, 4, 8, 4, 4).double()
     for call, error, said in (
         (lambda: backbone_fape(*true, *true, mask), ValueError, r"target_translations must have shape \[4, 3\]"),
         (lambda: backbone_fape(*pred, *short, mask), ValueError, r"target_translations must have shape \[1, 4, 3\]"),

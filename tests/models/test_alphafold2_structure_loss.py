@@ -18,10 +18,7 @@ from paperops.models.alphafold2 import (
     structure_loss,
 )
 from paperops.residues import LETTERS, tables
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from paperops.testing.values import random
 
 
 def structure_of(aatype, seed=0, spread=6.0):

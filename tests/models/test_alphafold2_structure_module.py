@@ -10,6 +10,7 @@ import paperops
 from paperops.geometry import Frames, frames_to_atom14, torsions_to_frames
 from paperops.models.alphafold2 import Structure, StructureModule
 from paperops.residues import tables
+from paperops.testing.values import random
 
 C_S, C_Z, C, R, H, PQ, PV, BLOCKS = 12, 6, 4, 8, 2, 3, 5, 3
 SIZES = {
@@ -49,10 +50,6 @@ MULTIMER = {
     **linear("ipa.linear_v", H * C, C_S, False),
     **linear("ipa.linear_k_points.linear", H * PQ * 3, C_S), **linear("ipa.linear_v_points.linear", H * PV * 3, C_S),
 }  # fmt: skip
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def made(multimer=False, scale=0.5, **options):

@@ -10,6 +10,7 @@ import torch
 import paperops
 from paperops.geometry import Frames
 from paperops.nn import InvariantPointAttention
+from paperops.testing.values import random
 
 C_S, C_Z, C, H, PQ, PV = 10, 7, 4, 3, 2, 5
 MONOMER = {
@@ -29,10 +30,6 @@ MULTIMER = {
     "linear_b.weight": (H, C_Z), "linear_b.bias": (H,),
     "linear_out.weight": (C_S, H * (C_Z + C + 4 * PV)), "linear_out.bias": (C_S,),
 }  # fmt: skip
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def made(multimer, **options):

@@ -7,6 +7,7 @@ import torch
 
 from paperops.geometry import Frames
 from paperops.nn import AngleResnet, BackboneUpdate
+from paperops.testing.values import load_random, random
 
 C_S, C, BLOCKS, ANGLES = 10, 6, 2, 7
 UPDATE = {"linear.weight": (6, C_S), "linear.bias": (6,)}
@@ -21,17 +22,6 @@ RESNET = {
 }  # fmt: skip
 
 
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def loaded(module, shapes):
-    module = module.double()
-    state = {name: random(*shape, seed=number) for number, (name, shape) in enumerate(shapes.items())}
-    module.load_state_dict(state, strict=True)
-    return module, {name: value.clone().requires_grad_() for name, value in state.items()}
-
-
 def assert_same(module, state, found, expected, inputs):
     """Values and all gradients."""
     names = [name for name, _ in module.named_parameters()]
@@ -44,7 +34,8 @@ def assert_same(module, state, found, expected, inputs):
 
 
 def test_backbone_update_is_algorithm_23():
-    module, state = loaded(BackboneUpdate(C_S), UPDATE)
+    module = BackboneUpdate(C_S)
+    state = load_random(module, UPDATE)
     s = random(2, 5, C_S, seed=40).requires_grad_()
     rotations, translations = [], []
     for row in s.flatten(0, 1):
@@ -63,7 +54,8 @@ def test_backbone_update_is_algorithm_23():
 
 
 def test_angle_resnet_is_algorithm_20():
-    module, state = loaded(AngleResnet(C_S, C, BLOCKS, ANGLES, 1e-8), RESNET)
+    module = AngleResnet(C_S, C, BLOCKS, ANGLES, 1e-8)
+    state = load_random(module, RESNET)
     s, s_initial = random(2, 5, C_S, seed=41).requires_grad_(), random(2, 5, C_S, seed=42).requires_grad_()
 
     def linear(name, x):
@@ -122,8 +114,10 @@ def test_angles_of_length_0_are_finite():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast(dtype):
-    update, _ = loaded(BackboneUpdate(C_S), UPDATE)
-    resnet, _ = loaded(AngleResnet(C_S, C, BLOCKS, ANGLES, 1e-8), RESNET)
+    update = BackboneUpdate(C_S)
+    load_random(update, UPDATE)
+    resnet = AngleResnet(C_S, C, BLOCKS, ANGLES, 1e-8)
+    load_random(resnet, RESNET)
     s, s_initial = random(50, C_S, seed=41), random(50, C_S, seed=42)
     exact = update(s)
     update.float()
