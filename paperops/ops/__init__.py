@@ -3,6 +3,8 @@
 from paperops.ops.chamfer import chamfer_distance
 from paperops.ops.frame_aligned_point_error import frame_aligned_point_error
 from paperops.ops.frame_aligned_point_error_terms import frame_aligned_point_error_terms
+from paperops.ops.dynopool import dynopool_2d, resample_2d
+from paperops.ops.frame_aligned_point_error import frame_aligned_point_error, frame_aligned_point_error_terms
 from paperops.ops.invariant_point_attention import invariant_point_attention
 from paperops.ops.lddt import lddt
 from paperops.ops.metrics import f_score, hausdorff_distance
@@ -23,6 +25,7 @@ __all__ = [
     "FScore",
     "Violations",
     "chamfer_distance",
+    "dynopool_2d",
     "f_score",
     "frame_aligned_point_error",
     "frame_aligned_point_error_terms",
@@ -31,6 +34,7 @@ __all__ = [
     "knn",
     "lddt",
     "predicted_tm_score",
+    "resample_2d",
     "structural_violations",
     "triangle_contract",
     "triangle_multiplicative_update",

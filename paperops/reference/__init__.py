@@ -1,6 +1,7 @@
 """The definitions: plain torch, no branches for speed, correct in float64. Every op is tested against these."""
 
 from paperops.reference.chamfer import chamfer_distance, f_score, hausdorff_distance
+from paperops.reference.dynopool import dynopool_2d, resample_2d
 from paperops.reference.frame_aligned_point_error import (
     FAPE,
     frame_aligned_point_error,
@@ -19,6 +20,7 @@ __all__ = [
     "KNN",
     "Violations",
     "chamfer_distance",
+    "dynopool_2d",
     "f_score",
     "frame_aligned_point_error",
     "frame_aligned_point_error_terms",
@@ -27,6 +29,7 @@ __all__ = [
     "knn",
     "lddt",
     "predicted_tm_score",
+    "resample_2d",
     "structural_violations",
     "triangle_contract",
     "triangle_multiplicative_update",

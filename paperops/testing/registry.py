@@ -139,6 +139,7 @@ FAMILIES = (
     "structural_violations",
     "lddt",
     "predicted_tm_score",
+    "dynopool",
 )
 """The modules of ``paperops.testing`` that declare ops, in the order in which they are listed."""
 
