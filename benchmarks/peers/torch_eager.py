@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear, pad, relu, softplus
+from torch.nn.functional import (
+    avg_pool2d,
+    grid_sample,
+    layer_norm,
+    linear,
+    max_pool2d,
+    pad,
+    relu,
+    softplus,
+)
 
 from paperops import residues
 
@@ -304,3 +313,25 @@ def frame_aligned_point_error_terms(
     weights = (clamped_weight, unclamped_weight, between_clamped_weight, between_unclamped_weight)
     loss = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum(0)
     return loss, *(term.detach() for term in terms)
+
+
+def _sampled(x: Tensor, scale: Tensor, output_size: Any, places: tuple[float, ...], padding_mode: str) -> Tensor:
+    """x at these places of each cell, by a grid that is differentiable in the scale."""
+    size = output_size or [max(1, round(n * r)) for n, r in zip(x.shape[2:], scale.tolist(), strict=True)]
+    offsets = torch.tensor(places, dtype=scale.dtype, device=x.device)
+    rows, columns = (
+        (torch.arange(cells, dtype=scale.dtype, device=x.device)[:, None] + offsets).flatten() / r * 2 / pixels - 1
+        for cells, r, pixels in zip(size, scale, x.shape[2:], strict=True)
+    )
+    down, across = torch.meshgrid(rows, columns, indexing="ij")
+    grid = torch.stack([across, down], -1).to(x.dtype).expand(len(x), -1, -1, -1)  # [B, k * Ho, k * Wo, 2]
+    return grid_sample(x, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)
+
+
+def dynopool_2d(x: Tensor, scale: Tensor, output_size: Any = None, mode: str = "max") -> Tensor:
+    samples = _sampled(x, scale, output_size, (0.25, 0.75), "border")  # [B, C, 2 * Ho, 2 * Wo]
+    return max_pool2d(samples, 2) if mode == "max" else avg_pool2d(samples, 2)
+
+
+def resample_2d(x: Tensor, scale: Tensor, output_size: Any = None, padding_mode: str = "border") -> Tensor:
+    return _sampled(x, scale, output_size, (0.5,), padding_mode)

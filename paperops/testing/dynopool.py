@@ -126,6 +126,7 @@ def _refused(device: torch.device) -> Iterator[Refused]:
                 ValueError,
                 "scale must be positive and finite; got",
             )
+    size: Any
     for size in ((0, 2), (2, -1)):
         yield Refused(f"size {size}", call(output_size=size), ValueError, "output_size must be at least 1; got")
     yield Refused("floating size", call(output_size=(2.0, 2)), TypeError, "output_size must be an int; got float")
