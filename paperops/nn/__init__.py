@@ -8,7 +8,9 @@ from paperops.nn.angle_resnet import AngleResnet
 from paperops.nn.backbone_update import BackboneUpdate
 from paperops.nn.checkpoints import convert_triangle_multiplication
 from paperops.nn.dropout import DropoutColumnwise, DropoutRowwise
+from paperops.nn.dynopool import DynOPool2d
 from paperops.nn.invariant_point_attention import InvariantPointAttention
+from paperops.nn.shape_adaptor import ShapeAdaptor
 from paperops.nn.triangle_multiplication import (
     TriangleMultiplicationIncoming,
     TriangleMultiplicationOutgoing,
@@ -20,7 +22,9 @@ __all__ = [
     "BackboneUpdate",
     "DropoutColumnwise",
     "DropoutRowwise",
+    "DynOPool2d",
     "InvariantPointAttention",
+    "ShapeAdaptor",
     "TriangleMultiplicationIncoming",
     "TriangleMultiplicationOutgoing",
     "TriangleMultiplicativeUpdate",
