@@ -1,0 +1,158 @@
+"""Which layers a model runs, what each costs, and on which learned scales the size of its map depends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from paperops.nn.learned_size import LearnedSize
+
+Scales = tuple[LearnedSize, ...]
+"""The layers whose scales multiply a map's size, once for each time that it went through them."""
+
+
+class Layer(NamedTuple):
+    """One layer as it ran, for one item of the batch."""
+
+    name: str  # qualified, or torch's name of the function where its weight is no parameter of the model
+    kind: str
+    output_size: tuple[int, ...]  # without the batch: [C, h, w], or [features]
+    parameters: int
+    macs: int  # multiply-adds of the products; biases are not counted
+    scales: Scales  # those to which macs is proportional, along each axis
+
+
+_CONVOLUTIONS = {f"conv{transposed}{d}d" for d in (1, 2, 3) for transposed in ("", "_transpose")}
+_REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod", "norm")
+
+
+class Recording(TorchFunctionMode):
+    """While active: notes convolutions and linear layers, and follows each map's size through everything.
+
+    A map is [B, C, h, w]. What torch makes of a map has its size times a constant (convolutions, pooling, slices), or
+    of two maps that of the one whose size is known to be learned. A size that is given (``interpolate(size=...)``) is
+    that of whatever the map is added to or concatenated with; adaptive pooling and reductions end the dependence.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.layers: list[Layer] = []
+        self.owners: dict[Tensor, tuple[str, nn.Module | None]] = {
+            parameter: (name, module)
+            for name, module in model.named_modules()
+            for parameter in module.parameters(recurse=False)
+        }
+        self.scales: WeakIdKeyDictionary = WeakIdKeyDictionary()  # map -> Scales, or None where its size was given
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        name = getattr(function, "__name__", "")
+        if isinstance(out, Tensor):
+            if out.dim() == 4:
+                self.scales[out] = self._scales_of(name, out, args, kwargs)
+            if name in _CONVOLUTIONS or name == "linear":
+                self._note(name, out, args, kwargs)
+        elif isinstance(out, (tuple, list)) and any(isinstance(part, Tensor) and part.dim() == 4 for part in out):
+            for part in out:
+                if isinstance(part, Tensor) and part.dim() == 4:
+                    self.scales[part] = self._scales_of(name, part, args, kwargs)
+        return out
+
+    def resized(self, layer: LearnedSize, x: Tensor, out: Tensor) -> None:
+        """A layer has resized x to out."""
+        self.scales[out] = (*(self.scales.get(x) or ()), layer) if layer._forced is None and not layer.frozen else ()
+        name = layer.layer_name or type(layer).__name__
+        parameters = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+        self.layers.append(Layer(name, type(layer).__name__, tuple(out.shape[1:]), parameters, 0, ()))
+
+    def _scales_of(self, name: str, out: Tensor, args: Any, kwargs: Any) -> Scales | None:
+        if name in ("interpolate", "upsample") and _argument(args, kwargs, 1, "size") is not None:
+            return None
+        maps = [value for value in _maps(args, kwargs) if value in self.scales]
+        if name.startswith("adaptive_"):
+            return ()
+        if name.startswith(_REDUCTIONS) and not name.startswith("max_pool"):
+            maps = [value for value in maps if value.shape[2:] == out.shape[2:]]  # such as of the channels
+        maps.sort(key=lambda value: value.shape[2:] != out.shape[2:])  # those of the same size come first
+        known = [self.scales[value] for value in maps]
+        learned: Scales | None = next((scales for scales in known if scales), None)
+        return learned or (None if known and all(scales is None for scales in known) else ())
+
+    def _note(self, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
+        x, weight = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "weight")
+        owner, module = self.owners.get(weight, (name, None))
+        reused = "transpose" in name  # each input element meets all of its channel's weights
+        batch = out.shape[0] if out.dim() > 1 else 1
+        per_item = (x if reused else out).numel() // max(1, batch)
+        macs = per_item * (math.prod(weight.shape[1:]))
+        kind = name if module is None else type(module).__name__
+        parameters = 0 if module is None else sum(p.numel() for p in module.parameters(recurse=False))
+        size = tuple(out.shape[1:]) if out.dim() > 1 else tuple(out.shape)
+        scales = self.scales.get(x if reused else out) or () if out.dim() == 4 else ()
+        self.layers.append(Layer(owner, kind, size, parameters, macs, scales))
+
+
+def _argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name)
+
+
+def _maps(args: Any, kwargs: Any) -> Iterator[Tensor]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            if value.dim() == 4:
+                yield value
+        elif isinstance(value, (tuple, list)):
+            yield from (part for part in value if isinstance(part, Tensor) and part.dim() == 4)
+
+
+class Tracer:
+    """Hooks of a model that record each of its forward passes, and keep the last one's layers."""
+
+    def __init__(self) -> None:
+        self.layers: list[Layer] | None = None
+        self._recording: Recording | None = None
+
+    def begin(self, model: nn.Module, _: Any) -> None:
+        """Before the model runs."""
+        self.layers = None
+        if torch.compiler.is_compiling() or self._recording is not None:
+            return
+        self._recording = Recording(model)
+        self._recording.__enter__()
+
+    def resized(self, layer: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+        """After a layer that learns its size."""
+        if self._recording is not None and isinstance(layer, LearnedSize) and not torch.compiler.is_compiling():
+            self._recording.resized(layer, inputs[0], out)
+
+    def end(self, *_: Any) -> None:
+        """After the model, whether it came through or not."""
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.__exit__(None, None, None)
+            self.layers = recording.layers
+
+    def attach(self, model: nn.Module) -> list[Callable[[], None]]:
+        """Add the hooks; returns what removes each."""
+        handles = [
+            module.register_forward_hook(self.resized) for module in model.modules() if isinstance(module, LearnedSize)
+        ]
+        handles.append(model.register_forward_pre_hook(self.begin))
+        handles.append(model.register_forward_hook(self.end, always_call=True))
+        return [handle.remove for handle in handles]
+
+
+def tracer_of(model: nn.Module) -> Tracer | None:
+    """The tracer whose hooks the model has."""
+    for hook in model._forward_hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, Tracer):
+            return owner
+    return None
