@@ -22,6 +22,7 @@ from paperops.testing import registry
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEMOS = {
     "lmnet3d": "3D-LMNet on handwritten digits: images to point clouds, trained with the Chamfer distance",
+    "dynopool": "DynOPool on handwritten digits, stretched, tiled and enlarged: learned heights and widths of maps",
     "structure_module": "AlphaFold2's structure module, fitted to a protein chain (FILE: mmCIF or PDB)",
 }
 WITH_FILE = ("structure_module",)
