@@ -49,6 +49,9 @@ struct Axis {
     reverse();
   }
 
+  // Whether every sample lies on the centre of a pixel that no other touches.
+  bool single() const { return exact && most <= 1; }
+
   // By number in order of position: sample e is t = e % k of cell e / k.
   int64_t samples() const { return k * cells; }
   int64_t at(int64_t e) const { return k == 2 ? (e & 1) * pitch + (e >> 1) : e; }

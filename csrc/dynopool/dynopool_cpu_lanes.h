@@ -63,11 +63,6 @@ PAPEROPS_INLINE Bits<T> where(Mask<T> k, int value) {
     return (Bits<T>)_mm512_maskz_set1_epi32(k, value);
   }
 }
-// One bit a lane.
-template <typename T>
-PAPEROPS_INLINE uint32_t as_bits(Mask<T> k) {
-  return k;
-}
 #else
 template <typename T>
 using Mask = Bits<T>;
@@ -91,22 +86,6 @@ PAPEROPS_INLINE auto exceeds(V v, V m) {
 template <typename V, typename K>
 PAPEROPS_INLINE V choose(K k, V a, V b) {
   return k ? a : b;
-}
-template <typename T>
-PAPEROPS_INLINE uint32_t as_bits(Bits<T> k) {
-#if PAPEROPS_SIMD_BITS == 256
-  if constexpr (sizeof(T) == 8) {
-    return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)k));
-  } else {
-    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)k));
-  }
-#else
-  uint32_t bits = 0;
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
-    bits |= static_cast<uint32_t>(k[lane] & 1) << lane;
-  }
-  return bits;
-#endif
 }
 #endif
 

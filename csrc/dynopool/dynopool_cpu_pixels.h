@@ -47,37 +47,46 @@ PAPEROPS_INLINE PixelRow<T> sample_pixels(const Problem<X>& p, const Task& task,
   return {to, count};
 }
 
-// Two bits a lane, that of `low` below that of `high`.
-PAPEROPS_INLINE uint32_t in_pairs(uint32_t low, uint32_t high) {
-  const auto spread = [](uint32_t bits) {
-    bits = (bits | bits << 8) & 0x00ff00ff;
-    bits = (bits | bits << 4) & 0x0f0f0f0f;
-    bits = (bits | bits << 2) & 0x33333333;
-    return (bits | bits << 1) & 0x55555555;
-  };
-  return spread(low) | spread(high) << 1;
-}
+template <typename Integer, int64_t count>
+struct Integers {
+  typedef Integer Type __attribute__((vector_size(count * static_cast<int64_t>(sizeof(Integer)))));
+};
 
-// Writes the choices of `count` channels from c on, of a pixel whose first channel's are in the lowest bits of `to`.
-template <typename T>
-PAPEROPS_INLINE void store_choices(uint8_t* to, int64_t c, int64_t count, uint32_t pairs) {
-  if (count < 16) {
-    pairs &= (uint32_t{1} << 2 * count) - 1;
-  }
-  if constexpr (kLanes<T> < kPacked) {
-    uint8_t& byte = to[c / kPacked];
-    const int64_t shift = 2 * (c % kPacked);
-    byte = static_cast<uint8_t>((shift == 0 ? 0 : byte) | pairs << shift);
+// Writes the choices, 0 to 3 a lane, of the channels from c on; `to` has the pixel's first four in its first byte.
+template <typename T, class Extent>
+PAPEROPS_INLINE void store_choices(uint8_t* to, int64_t c, Bits<T> choices, Extent extent) {
+  constexpr int64_t lanes = kLanes<T>;
+  if constexpr (lanes < kPacked) {
+    for (int64_t lane = 0; lane < count_of<T>(extent); ++lane) {
+      const int64_t channel = c + lane, shift = 2 * (channel % kPacked);
+      uint8_t& byte = to[channel / kPacked];
+      byte = static_cast<uint8_t>((shift == 0 ? 0 : byte) | choices[lane] << shift);
+    }
   } else {
-    std::memcpy(to + c / kPacked, &pairs, divide_up(count, kPacked));
+    using Words = typename Integers<uint32_t, lanes / kPacked>::Type;
+    using Bytes = typename Integers<uint8_t, lanes / kPacked>::Type;
+    const auto shifted = choices << (2 * (lane_numbers<T>() & (kPacked - 1)));
+    Words words = (Words)__builtin_convertvector(shifted, typename VectorOf<T, uint8_t>::Type);
+    words |= words >> 16;
+    words |= words >> 8;
+    const Bytes bytes = __builtin_convertvector(words, Bytes);
+    if constexpr (std::is_same<Extent, Whole>::value) {
+      std::memcpy(to + c / kPacked, &bytes, sizeof(bytes));
+    } else {
+      std::memcpy(to + c / kPacked, &bytes, divide_up(extent.count, kPacked));
+    }
   }
 }
 
-// The reverse: a number a lane.
-template <typename T>
-PAPEROPS_INLINE Bits<T> load_choices(const uint8_t* from, int64_t c, int64_t count) {
+// The reverse.
+template <typename T, class Extent>
+PAPEROPS_INLINE Bits<T> load_choices(const uint8_t* from, int64_t c, Extent extent) {
   uint32_t pairs = 0;
-  std::memcpy(&pairs, from + c / kPacked, divide_up(count, kPacked));
+  if constexpr (std::is_same<Extent, Whole>::value) {
+    std::memcpy(&pairs, from + c / kPacked, divide_up(kLanes<T>, kPacked));
+  } else {
+    std::memcpy(&pairs, from + c / kPacked, divide_up(extent.count, kPacked));
+  }
   pairs >>= 2 * (c % kPacked);
   using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   return ((Bits<T>{} + static_cast<Integer>(pairs)) >> (lane_numbers<T>() * 2)) & 3;
@@ -130,8 +139,8 @@ void forward_pixels(const Problem<X>& p, const Task& task, Scratch<Wide<X>>& scr
           const Most<T> most = most_of<T>(v);
           store<T>(out + c, most.value, extent);
           if (choices != nullptr) {
-            const uint32_t pairs = in_pairs(as_bits<T>(most.low), as_bits<T>(most.high));
-            store_choices<T>(choices, c, count_of<T>(extent), pairs);
+            const Mask<T> there = lanes_between<T>(0, count_of<T>(extent));
+            store_choices<T>(choices, c, where<T>(most.low & there, 1) | where<T>(most.high & there, 2), extent);
           }
         } else if constexpr (mode == Mode::mean) {
           store<T>(out + c, ((v[0][0] + v[0][1]) + (v[1][0] + v[1][1])) * Simd<T>::broadcast(T{0.25}), extent);
@@ -148,7 +157,7 @@ template <Mode mode, typename X, class Extent, typename T = Wide<X>>
 PAPEROPS_INLINE Vector<T> sample_gradient(const Problem<X>& p, int64_t cell, int64_t c, int number, Extent extent) {
   const Vector<T> g = load<T>(p.grad + cell * p.channels + c, extent);
   if constexpr (mode == Mode::max) {
-    const Bits<T> chosen = load_choices<T>(p.chosen + cell * p.groups(), c, count_of<T>(extent));
+    const Bits<T> chosen = load_choices<T>(p.chosen + cell * p.groups(), c, extent);
     return choose((Mask<T>)equal_to<T>(chosen, number), g, Vector<T>{});
   } else if constexpr (mode == Mode::mean) {
     return g * Simd<T>::broadcast(T{0.25});
@@ -157,11 +166,35 @@ PAPEROPS_INLINE Vector<T> sample_gradient(const Problem<X>& p, int64_t cell, int
   }
 }
 
+// The gradient of x where every sample lies on a pixel of its own: nothing is summed.
+template <Mode mode, typename X>
+void backward_pixels_exact(const Problem<X>& p, const Task& task) {
+  using T = Wide<X>;
+  constexpr int K = mode == Mode::max || mode == Mode::mean ? 2 : 1;
+  for (int64_t y = task.r0; y < task.r1; ++y) {
+    const int64_t e = p.rows.begin.data()[y], i = e / K;
+    for (int64_t x = 0; x < p.columns.pixels; ++x) {
+      const int64_t sample = p.columns.begin.data()[x];
+      X* pixel = p.dx + ((task.item * p.rows.pixels + y) * p.columns.pixels + x) * p.channels;
+      const bool touched = p.rows.count.data()[y] > 0 && p.columns.count.data()[x] > 0;
+      const int64_t cell = (task.item * p.rows.cells + i) * p.columns.cells + sample / K;
+      const int which = static_cast<int>(K * (e % K) + sample % K);
+      each_vector<T>(task.c1 - task.c0, [&](int64_t c, auto extent) {
+        const Vector<T> g = touched ? sample_gradient<mode>(p, cell, task.c0 + c, which, extent) : Vector<T>{};
+        store<T>(pixel + task.c0 + c, g, extent);
+      });
+    }
+  }
+}
+
 template <Mode mode, typename X>
 void backward_pixels(const Problem<X>& p, const Task& task, Scratch<Wide<X>>& scratch) {
   using T = Wide<X>;
   constexpr int K = mode == Mode::max || mode == Mode::mean ? 2 : 1;
   const Axis<T>& columns = p.columns;
+  if (p.rows.single() && columns.single()) {
+    return backward_pixels_exact<mode>(p, task);
+  }
   const int64_t width = columns.pixels, height = task.r1 - task.r0, count = task.c1 - task.c0;
   const int64_t padded = divide_up(count, kLanes<T>) * kLanes<T>;
   T* dx = scratch.get(height * width * padded);
@@ -183,28 +216,42 @@ void backward_pixels(const Problem<X>& p, const Task& task, Scratch<Wide<X>>& sc
       continue;
     }
     const int64_t row = (task.item * p.rows.cells + i) * columns.cells;
-    for (int64_t x = 0; x < width; ++x) {
-      const int64_t begin = columns.begin.data()[x], end = begin + columns.count.data()[x];
-      if (begin == end) {
-        continue;
-      }
-      each_vector<T>(count, [&](int64_t c, auto extent) {
-        Vector<T> sum{};
-        for (int64_t sample = begin; sample < end; ++sample) {
-          const T part = columns.weight_of(sample, x + 1);
-          if (part != T{0}) {
-            const int which = static_cast<int>(K * (e % K) + sample % K);
-            const Vector<T> g = sample_gradient<mode>(p, row + sample / K, task.c0 + c, which, extent);
-            sum = Simd<T>::multiply_add(Simd<T>::broadcast(part), g, sum);
-          }
-        }
+    each_vector<T>(count, [&](int64_t c, auto extent) {
+      const auto add = [&](int64_t pixel, Vector<T> v) {  // numbered from 1
         for (int side = 0; side < 2; ++side) {
-          if (reached[side]) {
-            add_to<T>(dx + (number[side] * width + x) * padded + c, weight[side], sum);
+          if (reached[side] && pixel >= 1 && pixel <= width) {
+            add_to<T>(dx + (number[side] * width + pixel - 1) * padded + c, weight[side], v);
           }
         }
-      });
-    }
+      };
+      // From sample to sample: the sums of the pixel before it, and of the one after that.
+      Vector<T> here{}, next{};
+      int64_t pixel = columns.first.data()[0];
+      for (int64_t j = 0; j < columns.cells; ++j) {
+        for (int t = 0; t < K; ++t) {
+          const int64_t place = t * columns.pitch + j, first = columns.first.data()[place];
+          if (first != pixel) {
+            add(pixel, here);
+            here = next;
+            if (first != pixel + 1) {
+              add(pixel + 1, next);
+              here = Vector<T>{};
+            }
+            next = Vector<T>{};
+            pixel = first;
+          }
+          const int which = static_cast<int>(K * (e % K) + t);
+          const Vector<T> g = sample_gradient<mode>(p, row + j, task.c0 + c, which, extent);
+          const T part = columns.fraction.data()[place];
+          here = Simd<T>::multiply_add(Simd<T>::broadcast(1 - part), g, here);
+          if (part != T{0}) {
+            next = Simd<T>::multiply_add(Simd<T>::broadcast(part), g, next);
+          }
+        }
+      }
+      add(pixel, here);
+      add(pixel + 1, next);
+    });
   }
   for (int64_t y = 0; y < height; ++y) {
     for (int64_t x = 0; x < width; ++x) {
@@ -245,7 +292,7 @@ void slopes_pixels(const Problem<X>& p, const Task& task, Scratch<Wide<X>>& scra
         const Vector<T> g = load<T>(p.grad + cell * p.channels + task.c0 + c, extent);
         Bits<T> number{};
         if constexpr (mode == Mode::max) {
-          number = load_choices<T>(p.chosen + cell * p.groups(), task.c0 + c, count_of<T>(extent));
+          number = load_choices<T>(p.chosen + cell * p.groups(), task.c0 + c, extent);
         }
         for (int s = 0; s < K; ++s) {
           const T row_step = p.rows.step.data()[p.rows.at(K * i + s)];

@@ -126,11 +126,42 @@ PAPEROPS_INLINE void sample_gradients(const Problem<X>& p, const Task& task, int
   });
 }
 
+// The gradient of x where every sample lies on a pixel of its own: nothing is summed.
+template <Mode mode, Reach reach, typename X>
+void backward_planes_exact(const Problem<X>& p, const Task& task, Scratch<Wide<X>>& scratch) {
+  using T = Wide<X>;
+  using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  const int64_t width = p.columns.pixels;
+  T* gradients = scratch.get(p.columns.samples() + 6 * kLanes<T>);
+  for (int64_t c = 0; c < task.c1 - task.c0; ++c) {
+    for (int64_t y = task.r0; y < task.r1; ++y) {
+      X* row = p.dx + ((task.item * p.channels + task.c0 + c) * p.rows.pixels + y) * width;
+      const bool touched = p.rows.count.data()[y] > 0;
+      if (touched) {
+        sample_gradients<mode>(p, task, c, p.rows.begin.data()[y], gradients);
+      }
+      each_block<T>(width, [&](int64_t x, auto extent, int64_t) {
+        Vector<T> v{};
+        if (touched) {
+          const int64_t base = p.columns.index.data()[x];
+          const Mask<T> any = (Mask<T>)not_zero(load_vector(p.columns.weight.data() + x));
+          const Bits<T> index = load_indices<T>(p.columns.index.data() + x) - (Bits<T>{} + static_cast<Integer>(base));
+          v = choose(any, take<reach, T>(gradients + base, index), v);
+        }
+        store<T>(row + x, v, extent);
+      });
+    }
+  }
+}
+
 template <Mode mode, Reach reach, typename X>
 void backward_planes(const Problem<X>& p, const Task& task, Scratch<Wide<X>>& scratch) {
   using T = Wide<X>;
   using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   const Axis<T>& columns = p.columns;
+  if (p.rows.single() && columns.single()) {
+    return backward_planes_exact<mode, reach>(p, task, scratch);
+  }
   const int64_t width = columns.pixels, height = task.r1 - task.r0, many = task.c1 - task.c0;
   const int64_t padded = divide_up(width, kLanes<T>) * kLanes<T>, plane = height * padded;
   const int64_t of_samples = columns.samples() + 6 * kLanes<T>;

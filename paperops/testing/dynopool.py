@@ -189,7 +189,11 @@ def _bench(
     shape: tuple[int, int, int, int], scale: tuple[float, float], last: bool, options: dict[str, Any]
 ) -> Callable[[torch.device, torch.dtype], Sample]:
     def make(device: torch.device, dtype: torch.dtype) -> Sample:
-        return Sample("", map_arguments(shape, scale, device, dtype, None, last) | options)
+        arguments = map_arguments(shape, scale, device, dtype, None, last)
+        # A slope with some noise: a grid of rounded positions takes the same of four samples, and their gradient.
+        rows, columns = (torch.arange(pixels, dtype=dtype, device=device) for pixels in shape[2:])
+        sloping = 0.1 * arguments["x"] + 0.6 * rows[:, None] + 0.8 * columns
+        return Sample("", arguments | {"x": sloping} | options)
 
     return make
 
