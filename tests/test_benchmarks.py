@@ -239,6 +239,26 @@ def test_the_peer_of_structural_violations_agrees_with_the_definition():
         assert contestants.judge(found, exact, torch.float32).note == ""
 
 
+def test_the_peers_of_dynopool_agree_with_the_definition():
+    eager, pooling = peers.select(["torch_eager", "torch_max_pool2d"], CPU)
+    seen = 0
+    for entry in registry.select(["dynopool"]):
+        for sample in entry.samples(CPU, torch.float64):
+            if sample.arguments.get("align_corners") or not sample.arguments["x"].numel():
+                continue  # the peers have neither
+            exact = registry.flatten(entry.reference(**sample.arguments))
+            found = [eager.function(entry.name)(**sample.arguments)]  # of positions that are rounded once more
+            assert contestants.judge(found, exact, torch.float32).note == ""
+            if entry.name == "dynopool_2d" and sample.name.startswith(("scale 1/2", "channels last, scale 1/2")):
+                if "mean" in sample.name or "odd" in sample.name:
+                    with pytest.raises(peers.NotComparable):
+                        pooling.function(entry.name)(**sample.arguments)
+                else:
+                    assert torch.equal(pooling.function(entry.name)(**sample.arguments), exact[0])
+                    seen += 1
+    assert seen == 2
+
+
 def test_one_case_may_be_asked_for(quick):
     (record,) = bench.measure(["chamfer_distance"], against=["torch_eager"], device="cpu", case="with b", seconds=0.02)
     assert {row.case for row in record.rows} == {"tiny, with backward"}

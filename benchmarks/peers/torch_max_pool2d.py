@@ -20,7 +20,7 @@ def available(device: torch.device) -> str | None:
 
 
 def dynopool_2d(x: Tensor, scale: Tensor, output_size: Sequence[int] | None = None, mode: str = "max") -> Tensor:
-    halves = [pixels // 2 for pixels in x.shape[2:]]
-    if mode != "max" or scale.tolist() != [0.5, 0.5] or list(output_size or halves) != halves:
+    size = output_size or [max(1, round(pixels / 2)) for pixels in x.shape[2:]]
+    if mode != "max" or scale.tolist() != [0.5, 0.5] or list(size) != [pixels // 2 for pixels in x.shape[2:]]:
         raise NotComparable("max_pool2d(2) is the scale 1/2")
     return max_pool2d(x, 2)
