@@ -1,5 +1,6 @@
 """DynOPool's networks: names, counts and values of the published ones, learned sizes, shared steps, refusals."""
 
+import contextlib
 import math
 
 import pytest
@@ -301,6 +302,26 @@ def test_multiply_adds_and_their_gradient_reach_every_scale():
     assert counter.macs == multiply_adds(without_data(narrow_segmenter, stem="cifar"), (32, 32)) * 1e9
     gradients = [step.alpha.grad for step in model.steps]
     assert all((gradient < 0).all() for gradient in gradients)  # a larger alpha, 1 / scale, costs less
+
+
+@pytest.mark.parametrize("network", [vgg16, resnet50, efficientnet_b0, narrow_segmenter])
+def test_against_the_slow_twin(network):
+    """The same weights on the definition: the same logits and the same gradients of every parameter."""
+    model = network(5, stem="cifar").double().eval()
+    for layer in sizes_of(model).values():
+        set_scale(layer, 0.7, 0.8)
+    # Sizes at which, layer after layer, no sample falls on a pixel's centre, where the scale's gradient has a kink, and
+    # no two lie symmetrically about one, where they tie if its neighbours are 0 (after a ReLU).
+    images = torch.randn(2, 3, 17, 20, dtype=torch.float64)
+    results = []
+    for backend in (None, "reference"):
+        model.zero_grad()
+        with contextlib.nullcontext() if backend is None else paperops.use_backend(backend):
+            logits = model(images)
+            logits.square().sum().backward()
+        results.append([logits.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    for ours, twin in zip(*results):
+        torch.testing.assert_close(ours, twin, rtol=1e-9, atol=1e-9 * twin.abs().max().item())
 
 
 def test_vgg_starts_as_the_fixed_network():
