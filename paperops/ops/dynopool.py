@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paperops.backends import Implementation
 from paperops.ops import _checks
-from paperops.ops._define import define, fold_or_loop, native
+from paperops.ops._define import define, fold_or_loop, native, triton
 from paperops.reference.dynopool import CENTRE, CORNER, FOUR, Axis, axes, between, by_cell, ends, output_size_of
 from paperops.reference.nearest import result_dtype
 
@@ -140,7 +140,11 @@ backward_op: Any = define(
     "dynopool_backward",
     "(Tensor grad, Tensor chosen, Tensor scale, Tensor? x, SymInt height, SymInt width, int mode, bool zeros, "
     "bool wants_x, bool channels_last) -> (Tensor dx, Tensor dscale)",
-    {"reference": _laid_out(_backward_reference), "native": native("dynopool_backward")},
+    {
+        "reference": _laid_out(_backward_reference),
+        "native": native("dynopool_backward"),
+        "triton": triton("dynopool", "dynopool_backward"),
+    },
     fake=_backward_fake,
     save=_backward_save,
     backward=_second_derivative,
@@ -202,7 +206,7 @@ pool_op: Any = define(
     "dynopool",
     "(Tensor x, Tensor scale, SymInt height, SymInt width, int mode, bool zeros, bool keep, bool channels_last) "
     "-> (Tensor out, Tensor chosen)",
-    {"reference": _laid_out(_reference), "native": native("dynopool")},
+    {"reference": _laid_out(_reference), "native": native("dynopool"), "triton": triton("dynopool", "dynopool")},
     fake=_fake,
     save=_save,
     backward=_derivative,
