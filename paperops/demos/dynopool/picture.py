@@ -40,7 +40,7 @@ def draw(path: Path, examples: dict[str, Tensor], results: dict[str, dict[str, R
             _sizes(axes, of_kind, axis)
             axes.set_title(f"{name} (pixels)", fontsize=11, color=_INK, loc="left")
         if row == 0:
-            height.legend(fontsize=8.5, frameon=False, ncols=3, loc="upper right")
+            height.legend(fontsize=8.5, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
         _scores(scores, of_kind)
     figure.savefig(path, dpi=110)
 
@@ -67,12 +67,17 @@ def fixed_size(results: dict[str, Result], layer: int, axis: int) -> int:
 def _scores(axes: Any, results: dict[str, Result]) -> None:
     """Accuracy against multiply-adds."""
     _plain(axes)
-    for (name, result), colour in zip(results.items(), (_GREY, _COLOURS[1], _COLOURS[0]), strict=True):
+    most = max(result.macs for result in results.values())
+    least = min(result.macs for result in results.values())
+    places = ((_GREY, -14), (_COLOURS[1], 6), (_COLOURS[0], 6))  # what coincides is named above and below
+    for (name, result), (colour, above) in zip(results.items(), places, strict=True):
+        right = result.macs > (least + most) / 2
         axes.scatter(result.macs / 1e6, result.accuracy * 100, color=colour, s=46)
         axes.annotate(
-            name, (result.macs / 1e6, result.accuracy * 100), textcoords="offset points", xytext=(6, 5), fontsize=8.5
-        )
-    axes.margins(0.4)
+            name, (result.macs / 1e6, result.accuracy * 100), textcoords="offset points",
+            xytext=(6 if right else -6, above), ha="right" if right else "left", fontsize=8.5,
+        )  # fmt: skip
+    axes.margins(0.25, 0.4)
     axes.set_title("held-out accuracy (%)", fontsize=11, color=_INK, loc="left")
     axes.set_xlabel("million multiply-adds an image", fontsize=8.5, color=_GREY)
 

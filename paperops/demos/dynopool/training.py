@@ -24,12 +24,12 @@ class Plan(NamedTuple):
     """What is trained, for how long."""
 
     widths: tuple[int, ...] = (8, 16, 32)
-    epochs: int = 12
+    epochs: int = 8
     batch: int = 64
     train: int | None = None  # images, all by default
     rate: float = 6e-3  # of the weights
-    size_rate: float = 2e-2  # of alpha
-    weight: float = 25.0  # of the loss of multiply-adds, in 10^9
+    size_rate: float = 1e-2  # of alpha
+    weight: float = 100.0  # of the loss of multiply-adds, in 10^9
 
 
 QUICK = Plan(widths=(4, 8), epochs=1, train=128)
