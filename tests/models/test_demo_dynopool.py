@@ -61,7 +61,7 @@ def test_short_run(tmp_path):
     assert metrics["results"]["stretched"]["fixed pooling"]["sizes"] == [[32, 8], [16, 4]]
     assert (tmp_path / "out" / "dynopool.png").stat().st_size > 20_000
     text = console.export_text()
-    assert "Held-out digits" in text and text.count("win") >= 6 and "One seed and small networks" in text
+    assert "Held-out digits" in text and text.count("in accuracy (") == 6 and "One seed" in text
 
 
 def test_reference_makes_it_short(tmp_path, monkeypatch):
@@ -73,22 +73,20 @@ def test_reference_makes_it_short(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ours", "macs", "wins", "words"),
+    ("ours", "macs", "accuracy", "cost"),
     [
-        (0.95, 100, True, "better"),
-        (0.80, 50, False, "worse"),
-        (0.90, 50, True, "as accurate, within chance,"),
-        (0.90, 100, False, "as accurate, within chance,"),
-        (0.95, 200, False, "better"),
+        (0.95, 100, "wins in accuracy (+5.0 points)", "does not win in cost (1.00 of"),
+        (0.80, 50, "does not win in accuracy (-10.0 points)", "wins in cost (0.50 of"),
+        (0.91, 200, "does not win in accuracy (+1.0 points, within chance)", "does not win in cost (2.00 of"),
+        (0.89, 97, "does not win in accuracy (-1.0 points, within chance)", "wins in cost (0.97 of"),
     ],
 )
-def test_verdicts(ours, macs, wins, words):
+def test_verdicts(ours, macs, accuracy, cost):
     results = {"tiled": {kind: {"accuracy": 0.9, "macs": 100} for kind in training.KINDS}}
     results["tiled"]["DynOPool"] = {"accuracy": ours, "macs": macs}
     first, second, last = dynopool.verdicts(results, held_out=2000)
     for line, rival in ((first, "fixed pooling"), (second, "Shape Adaptor")):
-        assert line.startswith(f"tiled: DynOPool {'wins over' if wins else 'does not win over'} {rival}: ")
-        assert words in line and f"at {macs / 100:.2f} of the multiply-adds" in line
+        assert line == f"tiled, against {rival}: DynOPool {accuracy} and {cost} the multiply-adds)"
     assert "not a benchmark" in last
 
 

@@ -40,7 +40,7 @@ def draw(path: Path, examples: dict[str, Tensor], results: dict[str, dict[str, R
             _sizes(axes, of_kind, axis)
             axes.set_title(f"{name} (pixels)", fontsize=11, color=_INK, loc="left")
         if row == 0:
-            height.legend(fontsize=8.5, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+            height.legend(fontsize=8.5, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.99))
         _scores(scores, of_kind)
     figure.savefig(path, dpi=110)
 
@@ -50,7 +50,12 @@ def _sizes(axes: Any, results: dict[str, Result], axis: int) -> None:
     learned = results[KINDS[2]].sizes
     _plain(axes)
     for layer, colour in zip(range(len(learned[0])), _COLOURS, strict=False):
-        axes.plot([sizes[layer][axis] for sizes in learned], color=colour, lw=2, label=f"pooling {layer + 1}")
+        axes.plot(
+            [sizes[layer][axis] for sizes in learned],
+            color=colour,
+            lw=2,
+            label=f"{layer + 1}" if layer else "pooling 1",
+        )
         adaptor = [sizes[layer][axis] for sizes in results[KINDS[1]].sizes]
         axes.plot(adaptor, color=colour, lw=0.9, ls="--", alpha=0.8)
         axes.axhline(fixed_size(results, layer, axis), color=colour, lw=0.9, ls=":")
