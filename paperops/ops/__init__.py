@@ -1,10 +1,9 @@
 """The public functions and the dispatcher ops ``torch.ops.paperops.*``: one file an op family."""
 
 from paperops.ops.chamfer import chamfer_distance
+from paperops.ops.dynopool import dynopool_2d, resample_2d
 from paperops.ops.frame_aligned_point_error import frame_aligned_point_error
 from paperops.ops.frame_aligned_point_error_terms import frame_aligned_point_error_terms
-from paperops.ops.dynopool import dynopool_2d, resample_2d
-from paperops.ops.frame_aligned_point_error import frame_aligned_point_error, frame_aligned_point_error_terms
 from paperops.ops.invariant_point_attention import invariant_point_attention
 from paperops.ops.lddt import lddt
 from paperops.ops.metrics import f_score, hausdorff_distance
