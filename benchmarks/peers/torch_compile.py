@@ -35,7 +35,9 @@ def _call(function: Callable[..., Any], **arguments: Any) -> Any:
 
 
 def _signature(value: Any) -> Any:
-    return (tuple(value.shape), value.dtype, value.requires_grad) if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return tuple(value) if isinstance(value, list) else value
+    return tuple(value.shape), value.stride(), value.dtype, value.requires_grad
 
 
 def knn(**arguments: Any) -> Any:
@@ -84,3 +86,13 @@ def frame_aligned_point_error(**arguments: Any) -> Any:
 
 def frame_aligned_point_error_terms(**arguments: Any) -> Any:
     return _call(torch_eager.frame_aligned_point_error_terms, **arguments)
+
+
+def dynopool_2d(x: torch.Tensor, scale: torch.Tensor, output_size: Any = None, **options: Any) -> Any:
+    size = output_size or torch_eager.output_size(x, scale)  # read outside the graph, which it would break
+    return _call(torch_eager.dynopool_2d, x=x, scale=scale, output_size=size, **options)
+
+
+def resample_2d(x: torch.Tensor, scale: torch.Tensor, output_size: Any = None, **options: Any) -> Any:
+    size = output_size or torch_eager.output_size(x, scale)
+    return _call(torch_eager.resample_2d, x=x, scale=scale, output_size=size, **options)

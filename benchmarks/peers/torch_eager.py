@@ -315,9 +315,14 @@ def frame_aligned_point_error_terms(
     return loss, *(term.detach() for term in terms)
 
 
-def _sampled(x: Tensor, scale: Tensor, output_size: Any, places: tuple[float, ...], padding_mode: str) -> Tensor:
+def output_size(x: Tensor, scale: Tensor) -> tuple[int, int]:
+    height, width = (max(1, round(n * r)) for n, r in zip(x.shape[2:], scale.tolist(), strict=True))
+    return height, width
+
+
+def _sampled(x: Tensor, scale: Tensor, size: Any, places: tuple[float, ...], padding_mode: str) -> Tensor:
     """x at these places of each cell, by a grid that is differentiable in the scale."""
-    size = output_size or [max(1, round(n * r)) for n, r in zip(x.shape[2:], scale.tolist(), strict=True)]
+    size = size or output_size(x, scale)
     offsets = torch.tensor(places, dtype=scale.dtype, device=x.device)
     rows, columns = (
         (torch.arange(cells, dtype=scale.dtype, device=x.device)[:, None] + offsets).flatten() / r * 2 / pixels - 1

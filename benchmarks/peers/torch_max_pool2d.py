@@ -12,7 +12,6 @@ from . import NotComparable
 
 NAME = "torch max_pool2d"
 UNASKED = ("cpu", "cuda")
-GRADIENTS = False
 
 
 def available(device: torch.device) -> str | None:
@@ -23,4 +22,6 @@ def dynopool_2d(x: Tensor, scale: Tensor, output_size: Sequence[int] | None = No
     size = output_size or [max(1, round(pixels / 2)) for pixels in x.shape[2:]]
     if mode != "max" or scale.tolist() != [0.5, 0.5] or list(size) != [pixels // 2 for pixels in x.shape[2:]]:
         raise NotComparable("max_pool2d(2) is the scale 1/2")
+    if scale.requires_grad:
+        raise NotComparable("max_pool2d has no gradient to a scale")
     return max_pool2d(x, 2)

@@ -69,7 +69,7 @@ struct Axis {
   // By pixel, which has its own number here: samples begin .. begin + count - 1 touch it.
   Buffer<int32_t> begin, count;  // [pixel_pitch]
   int64_t most = 0;              // the largest count
-  // Where `most` is at most kMostTouching, [most, pixel_pitch]: the samples and their weights; weight 0 for none.
+  // Where `most` is at most kMostTouching, [max(most, 1), pixel_pitch]: the samples and their weights; weight 0 for none.
   Buffer<int32_t> index{0};
   Buffer<T> weight{0};
   int64_t reverse_span = 1;  // samples that kWindow pixels reach
@@ -124,9 +124,10 @@ struct Axis {
     if (most > kMostTouching) {
       return;
     }
-    index = Buffer<int32_t>(most * pixel_pitch);
-    weight = Buffer<T>(most * pixel_pitch);
-    for (int64_t number = 0; number < most; ++number) {
+    const int64_t rows = std::max<int64_t>(most, 1);  // one of weights 0 where all samples lie beyond the map
+    index = Buffer<int32_t>(rows * pixel_pitch);
+    weight = Buffer<T>(rows * pixel_pitch);
+    for (int64_t number = 0; number < rows; ++number) {
       for (int64_t p = 0; p < pixel_pitch; ++p) {
         const int64_t start = std::min<int64_t>(begin.data()[p], all - 1), e = start + number;
         const bool there = number < count.data()[p];

@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "../common/pages.h"
 #include "../common/tensors.h"
 #include "dynopool_cpu.h"
 
@@ -11,7 +12,7 @@ namespace paperops::dynopool {
 namespace {
 
 constexpr int64_t kTaskBytes = 128 << 10;  // what a task of the backward pass adds to: it stays in a second-level cache
-constexpr int64_t kChannels = 32;          // channels of a task of channels_last
+constexpr int64_t kChannels = 128;         // channels of a task of channels_last: runs of memory that prefetching sees
 constexpr int64_t kTasks = 16;             // as many there should be, to be shared by threads
 constexpr int64_t kSmall = 32768;          // elements up to which no thread is woken
 
@@ -25,9 +26,12 @@ Tensor empty_map(int64_t b, int64_t c, int64_t h, int64_t w, ScalarType type, bo
   const int64_t by_pixels[4] = {some(c) * some(h) * some(w), 1, some(w) * some(c), some(c)};
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes, channels_last ? by_pixels : contiguous, dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  const auto failed = aoti_torch_empty_strided(4, sizes, channels_last ? by_pixels : contiguous, dtype,
+                                               aoti_torch_device_type_cpu(), 0, &handle);
+  STD_TORCH_CHECK(!failed, "no memory for a map of shape [", b, ", ", c, ", ", h, ", ", w, "]");
+  const Tensor map(handle);
+  prefer_large_pages(map.data_ptr(), map.numel() * static_cast<int64_t>(map.element_size()));
+  return map;
 }
 
 // The tensor [b, c, h, w] in that layout: itself, or a copy.

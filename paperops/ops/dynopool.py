@@ -189,9 +189,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.size = x.shape[2:]
     ctx.save_for_backward(x if ctx.needs_input_grad[1] or ctx.chosen_unknown else None, scale, output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the choices
 
 
-def _derivative(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+def _derivative(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 8
     x, scale, chosen = ctx.saved_tensors
     wants_x, wants_scale = ctx.needs_input_grad[:2]
     if ctx.chosen_unknown:  # the forward pass did not know that it would be needed

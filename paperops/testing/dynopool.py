@@ -93,6 +93,9 @@ def _resample_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Samp
             # The first corner is on a pixel's centre, a kink, unless it is clamped: no numerical derivative.
             smooth = sample.gradcheck and name == "zeros"
             yield Sample(f"{sample}, {name}", sample.arguments | options, smooth, sample.large)
+    for name, scale in (("columns", (0.9, 0.1)), ("rows", (0.1, 0.9))):
+        beyond = map_arguments((1, 2, 4, 4), scale, device, dtype, (4, 4))
+        yield Sample(f"all {name} beyond the map, zeros", beyond | {"padding_mode": "zeros"})
 
 
 def _refused(device: torch.device) -> Iterator[Refused]:
@@ -206,6 +209,9 @@ def _bench_cases(**options: Any) -> Iterator[BenchCase]:
                 make = _bench(shape, scale, last, options)
                 yield BenchCase(name, make, devices=devices)
                 yield BenchCase(f"{name}, with backward", make, backward=True, devices=devices)
+                if scale == (0.5, 0.5):  # all that max_pool2d(2) does
+                    to_x = f"{name}, with backward to x alone"
+                    yield BenchCase(to_x, make, backward=True, devices=devices, differentiable=("x",))
 
 
 ROUNDINGS = {torch.float32: 8}
