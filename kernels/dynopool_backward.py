@@ -254,7 +254,7 @@ def scale_sum_kernel(partial, scale, dscale, programs, BLOCK: tl.constexpr):
         number = start + tl.arange(0, BLOCK)
         total += tl.load(partial + axis * tl.cast(programs, tl.int64) + number, mask=number < programs, other=0.0)
     ratio = widen(tl.load(scale + axis), tl.float64)
-    result = -tl.sum(total, axis=0) / (ratio * ratio)
+    result = -tl.sum(total, axis=0) / ratio / ratio  # a square may be 0
     if dscale.dtype.element_ty != tl.float64:
         result = result.to(tl.float32)
     tl.store(dscale + axis, result.to(dscale.dtype.element_ty))

@@ -225,8 +225,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& given_grad, const Tensor& give
     with_type(scale.scalar_type(), [&](auto zero) {
       using S = decltype(zero);
       S* found = static_cast<S*>(dscale.data_ptr());
-      found[0] = static_cast<S>(static_cast<Wide<S>>(-totals[0] / (ratio.height * ratio.height)));
-      found[1] = static_cast<S>(static_cast<Wide<S>>(-totals[1] / (ratio.width * ratio.width)));
+      // Divided twice: the square of a small ratio is 0.
+      found[0] = static_cast<S>(static_cast<Wide<S>>(-totals[0] / ratio.height / ratio.height));
+      found[1] = static_cast<S>(static_cast<Wide<S>>(-totals[1] / ratio.width / ratio.width));
     });
   }
   return {dx, dscale};

@@ -35,6 +35,10 @@ class DynOPool2d(LearnedSize):
             forward pass, where its size is read; at a bound only the gradient that leads back passes.
         device, dtype: of the parameter. ``half()`` leaves it as it is, and autocast does not touch it.
 
+    Weight decay draws alpha to 0, which is r to its upper bound: give the alphas a group of their own in the optimizer,
+    ``{"params": alphas, "weight_decay": 0.0}``, and bound the cost by
+    :func:`paperops.models.dynopool.gmacs_loss` instead.
+
     Shapes:
         ``forward(x)``: ``[B, C, h, w]`` to ``[B, C, h', w']``, contiguous or channels_last, in the dtype of x.
         Unbatched maps are refused, as by the op.
@@ -43,7 +47,9 @@ class DynOPool2d(LearnedSize):
     ``freeze()`` makes the scale a constant, for inference, export, and compilation in one graph; ``unfreeze()`` takes
     it back. Unfrozen, torch.compile breaks the graph here and goes on with sizes marked as dynamic, so that a new size
     compiles nothing anew (a size of 1 does, once; and no graph is made of a loop, such as that of nn.Sequential, which
-    holds an unfrozen layer). ``set_sizes((height, width))`` forces the output's size. In data-parallel training alpha
+    holds an unfrozen layer). On CPUs torch's own Inductor undoes that in training (seen with torch 2.13): it fixes a
+    map's width in the backward pass of a convolution, and compiles again for each new one; other backends, such as
+    ``"aot_eager"``, do not. ``set_sizes((height, width))`` forces the output's size. In data-parallel training alpha
     is the same on all ranks and so are the sizes, if those of the inputs are;
     :func:`paperops.models.dynopool.synchronise` makes sure.
 

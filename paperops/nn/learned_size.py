@@ -19,6 +19,8 @@ class _Within(torch.autograd.Function):
     Clamp's own derivative, 0 out there, would hold a parameter beyond its bound for ever.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(value: Tensor, low: float, high: float) -> Tensor:
         return value.clamp(low, high)
@@ -37,6 +39,8 @@ class _Within(torch.autograd.Function):
 
 class _Rounded(torch.autograd.Function):
     """The ratio out / in after rounding, with the gradient handed on to the ratio before it (straight through)."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(scale: Tensor, effective: Tensor) -> Tensor:
@@ -77,7 +81,6 @@ class LearnedSize(nn.Module):
         """The numbers of :meth:`scale`, from those of alpha."""
         raise NotImplementedError
 
-    @torch.no_grad()
     def current_scale(self) -> tuple[float, float]:
         """r of height and width as numbers: what is frozen, or read from the parameter, for which a GPU's host waits.
 
@@ -88,14 +91,16 @@ class LearnedSize(nn.Module):
             return self._frozen
         if self.alpha.is_meta:  # no values: counting on the device "meta" takes what training starts from
             return self.initial_scale()
+        if torch._C._functorch.is_batchedtensor(self.alpha):
+            raise ValueError(f"{self._named()}: alpha must not be batched by vmap: results would differ in size")
         alpha = self.alpha.detach().reshape(-1).tolist()
         if not all(math.isfinite(value) for value in alpha):
             raise ValueError(
-                f"{self.layer_name or 'a layer without a name'} ({type(self).__name__}): alpha must be finite; got "
-                f"{alpha}. The loss or its gradient was not finite in an earlier step: clip gradients, or lower the "
-                "learning rate of alpha"
+                f"{self._named()}: alpha must be finite; got {alpha}. The loss or its gradient was not finite in an "
+                "earlier step: clip gradients, or lower the learning rate of alpha"
             )
-        return self.scale_of(alpha)
+        with torch.no_grad():  # not around all of it: torch cannot load an exported program with such a part
+            return self.scale_of(alpha)
 
     def output_size(self, size: Sequence[int]) -> tuple[int, int]:
         """The size, (height, width), of the output for an input of this size."""
@@ -118,16 +123,19 @@ class LearnedSize(nn.Module):
         self._forced = (height, width)
 
     def freeze(self) -> None:
-        """Make the learned scale a constant: alpha is read once, now, and has no gradient until :meth:`unfreeze`.
+        """Make the learned scale a constant: alpha is read once, now, and requires no gradient until :meth:`unfreeze`.
 
         What is frozen compiles whole (``fullgraph=True``), exports, and never makes the host wait for a GPU.
         """
         self._frozen = None
         self._frozen = self.current_scale()
+        self.alpha.requires_grad_(False)  # or data-parallel training would wait for its gradient
 
     def unfreeze(self) -> None:
         """Learn again."""
-        self._frozen = None
+        if self._frozen is not None:
+            self._frozen = None
+            self.alpha.requires_grad_()
 
     @property
     def frozen(self) -> bool:
@@ -136,11 +144,12 @@ class LearnedSize(nn.Module):
 
     def _reads_when_compiled(self) -> bool:
         """Whether the size must be read from the parameter in the midst of a graph, which cannot be."""
+        if torch.jit.is_tracing():
+            raise RuntimeError(f"{self._named()} cannot be traced by torch.jit: freeze() it and use torch.export")
         if self._frozen is not None or not torch.compiler.is_compiling():
             return False
         if torch.compiler.is_exporting():
-            name = self.layer_name or "a layer without a name"
-            raise RuntimeError(f"{name} ({type(self).__name__}) must be frozen before export: call its freeze()")
+            raise RuntimeError(f"{self._named()} must be frozen before export: call its freeze()")
         return True
 
     def _apply(self, function: Any, recurse: bool = True) -> Any:
@@ -159,6 +168,9 @@ class LearnedSize(nn.Module):
         super()._load_from_state_dict(*arguments)
         if self._frozen is not None:
             self.freeze()  # what is constant is what was loaded
+
+    def _named(self) -> str:
+        return f"{self.layer_name or 'a layer without a name'} ({type(self).__name__})"
 
     def _described(self) -> str:
         if self._frozen is not None:

@@ -3,12 +3,16 @@
 import copy
 import math
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import _get_current_function_mode
 
 import paperops
 from paperops.models.dynopool import MacsCounter, Replaced, ResizedConv2d, gmacs_loss, replace_resizing, synchronise
@@ -114,9 +118,10 @@ def test_what_stays_as_it_is():
     keep = (
         nn.MaxPool2d(2, return_indices=True), nn.AdaptiveMaxPool2d(3), nn.ConvTranspose2d(1, 1, 2, 2),
         Own(1, 1, 2, 2), nn.MaxPool2d(3, 1), nn.Conv2d(1, 1, 3), nn.Conv1d(1, 1, 2, 2),
+        nn.AvgPool2d(2, divisor_override=1),
     )  # fmt: skip
     model = nn.Sequential(*keep, nn.MaxPool2d(2), nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 1, 2, 2)))
-    assert [replaced.name for replaced in replace_resizing(model, skip=["7", "8.1"])] == ["8.0"]
+    assert [replaced.name for replaced in replace_resizing(model, skip=["8", "9.1"])] == ["9.0"]
     assert all(model[index] is module for index, module in enumerate(keep))
 
 
@@ -141,6 +146,9 @@ def test_given_shares_and_what_is_refused():
         (pools(), {"share": ["01"]}, "share must have groups of two names"),
         (pools(), {"skip": ["7"]}, "skip has names that are not in the model: 7"),
         (pools(), {"mode": "min"}, "mode must be 'max' or 'mean'; got 'min'"),
+        (pools(), {"share": [("0", "0")]}, "share must have groups of two names"),
+        (pools(), {"share": [("0", "1.0")], "skip": ["0"]}, "share has names that are no resizing layers"),
+        (nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(2)), {"share": [("0", "1")]}, "1 and 0 share a size, but pool by"),
         (two, {}, "ModuleDict resizes 2 times and its skip 1 times"),
         (nn.MaxPool2d(2), {}, "model must hold its layers; got a MaxPool2d"),
     ]
@@ -149,7 +157,17 @@ def test_given_shares_and_what_is_refused():
             replace_resizing(broken, **options)
     with pytest.raises(TypeError, match="model must be a module; got int"):
         replace_resizing(3)
+    for options in ({"skip": "01"}, {"skip": None}, {"shortcuts": "skip"}, {"share": "01"}):
+        with pytest.raises(TypeError, match=f"{next(iter(options))} must be"):
+            replace_resizing(pools(), **options)
     assert len(replace_resizing(two, shortcuts=())) == 3
+
+
+def test_groups_with_a_layer_in_common_are_one():
+    for share in ([("0", "1"), ("2", "1")], [("0", "1"), ("1", "0"), ("1", "2")], [("2", "0"), ("1", "0")]):
+        model = nn.Sequential(nn.MaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(2))
+        assert sum(replaced.shares is None for replaced in replace_resizing(model, share=share)) == 1
+        assert model[0] is model[1] is model[2]
 
 
 def test_same_as_its_twin_on_the_reference():
@@ -201,6 +219,16 @@ def test_counts_by_hand():
     assert "6 x 4 x 4" in text and "1,728" in text and "4,968" in text and "ConvTranspose2d" in text
     model(images(1, 4, 8, 7))  # no longer recorded
     assert len(counter.layers) == 3 and not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_a_map_without_a_batch_counts_the_same():
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.ConvTranspose2d(6, 3, 2, 2))
+    found = []
+    for x in (images(5, 4, 8, 7), images(4, 8, 7)):
+        with MacsCounter(model) as counter:
+            model(x)
+        found.append([tuple(layer) for layer in counter.layers])
+    assert found[0] == found[1]
 
 
 def test_counts_are_torchs():
@@ -370,18 +398,82 @@ def test_copies_count_for_themselves():
         assert gmacs_loss(other, 1.0) > 3 * gmacs_loss(model, 1.0)
 
 
+def test_wrappers_are_looked_through():
+    class Wrapper(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.module(x)
+
+    model = Net()
+    replace_resizing(model)
+    wrapped = Wrapper(Wrapper(model))
+    wrapped(images(1, 3, 32, 32))
+    assert gmacs_loss(wrapped, 1.0) == gmacs_loss(model, 1.0)
+
+
 def test_an_error_within_the_model_leaves_nothing_recording():
     model = Net()
     replace_resizing(model)
     for _ in range(2):
         with pytest.raises(RuntimeError):
             model(images(1, 2, 32, 32))
-        with pytest.raises(RuntimeError, match="no forward pass has been counted|expected"):
-            gmacs_loss(nn.Linear(1, 1), 1.0)
+        with pytest.raises(RuntimeError, match="no forward pass has been counted"):
+            gmacs_loss(model, 1.0)
     model(images(1, 3, 32, 32))
     layers = MacsCounter(model).attach().layers
     functional.conv2d(images(1, 3, 8, 8), images(1, 3, 1, 1))
     assert MacsCounter(model).attach().layers == layers
+
+
+def test_an_interrupt_leaves_nothing_recording():
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    model = Net()
+    replace_resizing(model)
+    model(images(1, 3, 32, 32))
+    layers = MacsCounter(model).attach().layers
+    handle = model.blocks.register_forward_hook(interrupt)
+    with pytest.raises(Interrupt):
+        model(images(1, 3, 32, 32))
+    handle.remove()
+    model(images(1, 3, 32, 32))
+    assert MacsCounter(model).attach().layers == layers
+    assert _get_current_function_mode() is None
+
+
+def test_each_thread_records_for_itself():
+    model = Net().eval()
+    replace_resizing(model)
+    model(images(1, 3, 32, 32))
+    layers, interval = MacsCounter(model).attach().layers, sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert len(list(pool.map(lambda _: model(images(1, 3, 32, 32)), range(60)))) == 60
+    finally:
+        sys.setswitchinterval(interval)
+    assert MacsCounter(model).attach().layers == layers
+
+
+def test_a_model_that_calls_itself_is_recorded_once():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(1, 1, 3)
+
+        def forward(self, x: Tensor, again: bool = True) -> Tensor:
+            return self.layer(x) + (self(x, again=False) if again else 0)
+
+    with MacsCounter(model := Twice()) as counter:
+        model(images(1, 1, 5, 5))
+    assert [layer.macs for layer in counter.layers] == [81, 81]
 
 
 def test_shape_adaptors_count_too():
@@ -396,21 +488,24 @@ def test_shape_adaptors_count_too():
 
 def test_refused():
     model = nn.Sequential(nn.MaxPool2d(2))
-    with pytest.raises(RuntimeError, match=r"no forward pass has been counted: run the model after MacsCounter"):
+    with pytest.raises(RuntimeError, match=r"no forward pass has been counted: run the model to its end"):
         gmacs_loss(model, 1.0)
     replace_resizing(model)
     model(images(1, 1, 4, 4))
     for weight, error, message in [
         (-1.0, ValueError, "weight must be finite and not negative; got -1.0"),
         (math.nan, ValueError, "weight must be finite"),
+        (10**400, ValueError, "weight must be finite"),
         ("1", TypeError, "weight must be a number; got str"),
         ({"0": -2.0}, ValueError, r"weight\['0'\] must be finite and not negative"),
         ({"1": 2.0}, ValueError, "weight has names that are no layers that ran: 1"),
     ]:
         with pytest.raises(error, match=message):
             gmacs_loss(model, weight)
-    with pytest.raises(TypeError, match="model must be a module; got list"):
-        MacsCounter([])
+    assert gmacs_loss(model, np.float32(1)) == 0
+    for function in (MacsCounter, lambda broken: gmacs_loss(broken, 1.0)):
+        with pytest.raises(TypeError, match="model must be a module; got list"):
+            function([])
 
 
 # --- several ranks -------------------------------------------------------------------------------------------------

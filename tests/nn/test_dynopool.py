@@ -178,6 +178,12 @@ def test_export_of_what_is_frozen():
     torch.testing.assert_close(program.module()(x), expected)
     larger = torch.cat([x, x, x])
     torch.testing.assert_close(program.module()(larger), net(larger))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.export.load(file).module()(larger), net(larger))
+    with pytest.raises(RuntimeError, match=r"\(DynOPool2d\) cannot be traced by torch.jit: freeze\(\) it and use"):
+        torch.jit.trace(net, (x,))
 
 
 class Net(nn.Module):
@@ -323,6 +329,20 @@ def test_refused(call, error, message):
 
 
 # --- ShapeAdaptor --------------------------------------------------------------------------------------------------
+
+
+def test_a_gradient_for_each_sample():
+    pool, x = paperops.nn.DynOPool2d((0.7, 0.4)), torch.rand(3, 2, 8, 9, generator=torch.Generator().manual_seed(0))
+    parameters = dict(pool.named_parameters())
+
+    def loss(parameters, one):
+        return torch.func.functional_call(pool, parameters, (one[None],)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)["alpha"]
+    right = torch.stack([torch.func.grad(loss)(parameters, one)["alpha"] for one in x])
+    torch.testing.assert_close(found, right)
+    with pytest.raises(ValueError, match="alpha must not be batched by vmap"):
+        torch.func.vmap(loss, (0, None))({"alpha": torch.full((2, 2), 2.0)}, x[0])
 
 
 @pytest.mark.parametrize("alpha", [-2.0, 0.0, 0.7])

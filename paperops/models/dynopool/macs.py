@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,8 @@ class MacsCounter:
 def _layers(tracer: Tracer | None) -> list[Layer]:
     if tracer is None or tracer.layers is None:
         raise RuntimeError(
-            "no forward pass has been counted: run the model after MacsCounter(model).attach(), outside torch.compile"
+            "no forward pass has been counted: run the model to its end after MacsCounter(model).attach(), outside "
+            "torch.compile"
         )
     return tracer.layers
 
@@ -128,8 +130,9 @@ def gmacs_loss(model: nn.Module, weight: float | Mapping[str, float]) -> Tensor:
     pooling depend on no scale; where a map is enlarged to the size of another, the other's scales count.
 
     Args:
-        model: one with a :class:`MacsCounter` attached, as :func:`replace_resizing` leaves it, after a forward pass.
-            It was counted then; there is no second pass.
+        model: one with a :class:`MacsCounter` attached, as :func:`replace_resizing` leaves it, after a forward pass
+            that was not compiled. It was counted then; there is no second pass. A wrapper that holds it as ``module``
+            (DistributedDataParallel) will do.
         weight: :math:`\lambda`, for all layers; or one for each named layer, by its qualified name, and 0 for the rest.
 
     Returns:
@@ -154,6 +157,8 @@ def gmacs_loss(model: nn.Module, weight: float | Mapping[str, float]) -> Tensor:
         >>> print(f"{loss.item():.4f}", model[0].alpha.grad)
         0.0050 tensor([-0.0025, -0.0025])
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module; got {type(model).__name__}")
     layers = _layers(tracer_of(model))
     weights = _weights(weight, layers)
     total, shares = 0.0, defaultdict[LearnedSize, float](float)
@@ -180,8 +185,12 @@ def _weights(weight: float | Mapping[str, float], layers: list[Layer]) -> list[f
 
 
 def _weight(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not 0 <= value < math.inf:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be finite and not negative; got {value}")
-    return float(value)
+    return number

@@ -61,16 +61,20 @@ def replace_resizing(
       followed at once (before a normalisation) by a DynOPool2d of ``mode`` at 1 / stride. So before its scales move
       such a layer costs stride^2 times as much as it did.
     - Left alone: adaptive pooling (it gives the classifier its fixed size), transposed convolutions, max pooling that
-      returns indices, subclasses of these layers, and what ``forward`` calls as a function.
+      returns indices, average pooling with a divisor of its own, subclasses of these layers (a convolution under
+      ``torch.nn.utils.parametrizations`` is one), and what ``forward`` calls as a function. Hooks of pooling layers go
+      with them; those of convolutions stay.
 
     Maps that a model adds must keep the same size. Within a module with a child of one of the names ``shortcuts``, the
     shortcut's resizing layers, in order, share the DynOPool2d of the module's others: one parameter, hence one size,
     provided that the two paths do not change sizes otherwise. So it is in torchvision's and timm's residual networks.
-    Other pairs are for ``share``, in the order in which they run.
+    Other pairs are for ``share``, in the order in which they run. Layers that share a size also share max or mean: a
+    model whose shortcuts average (ResNet-D) takes ``mode="mean"``.
 
     Args:
         model: any module tree; its layers are replaced in it, its parameters stay the same objects, and each new alpha
-            is on the device of the model's first parameter. Make the optimizer afterwards.
+            is on the device of the model's first parameter. Make the optimizer afterwards, without weight decay of the
+            alphas.
         mode: ``"max"`` or ``"mean"``, after convolutions.
         skip: qualified names of layers to leave as they are, or of modules with all within.
         share: groups of qualified names that shall share one learned size.
@@ -81,8 +85,8 @@ def replace_resizing(
         that :func:`gmacs_loss` works, and its errors name its layers.
 
     Raises:
-        ValueError: an unknown name; layers that share a size and start from different ones, or are of different
-            numbers; the model is itself such a layer, which has no parent to put another in its place.
+        ValueError: an unknown name; layers that share a size and start from different ones, are of different numbers,
+            or pool differently; the model is itself such a layer, which has no parent to put another in its place.
 
     Source:
         Jang et al. (DynOPool), CVPR 2022, arXiv 2205.15254, section 3 and 4: which layers are replaced, at which
@@ -101,6 +105,7 @@ def replace_resizing(
         raise TypeError(f"model must be a module; got {type(model).__name__}")
     if mode not in ("max", "mean"):
         raise ValueError(f"mode must be 'max' or 'mean'; got {mode!r}")
+    skip, shortcuts, share = _names("skip", skip), _names("shortcuts", shortcuts), _groups(share)
     found = {
         name: module
         for name, module in model.named_modules()
@@ -111,20 +116,25 @@ def replace_resizing(
     names = {name for name, _ in model.named_modules()}
     if unknown := [name for name in skip if name not in names]:
         raise ValueError(f"skip has names that are not in the model: {', '.join(unknown)}")
-    leaders = _leaders(model, found, shortcuts) | _given(share, found)
+    leaders = _united(_leaders(model, found, shortcuts), share, found)
 
     replaced, layers, new = [], dict[str, DynOPool2d](), dict[nn.Module, nn.Module]()
     device = next((parameter.device for parameter in model.parameters()), None)
     for name, module in found.items():
         height, width = _stride(module)
         scale = (1 / height, 1 / width)
+        kind = {nn.MaxPool2d: "max", nn.AvgPool2d: "mean"}.get(type(module), mode)
         leader = _first(name, leaders)
         if leader not in layers:
-            kind = {nn.MaxPool2d: "max", nn.AvgPool2d: "mean"}.get(type(found[leader]), mode)
             layers[leader] = DynOPool2d(scale, kind, scale_range=(min(0.1, min(scale) / 2), 2.0), device=device)
         layer = layers[leader]
         if layer.init_scale != scale:
             raise ValueError(f"{name} and {leader} share a size, but start from {scale} and {layer.init_scale}")
+        if layer.mode != kind:
+            raise ValueError(
+                f"{name} and {leader} share a size, but pool by {kind} and {layer.mode}: give mode, which convolutions "
+                "take, or skip one of them"
+            )
         replaced.append(Replaced(name, type(module).__name__, scale, None if leader == name else leader))
         made = ResizedConv2d.of(module, layer) if isinstance(module, nn.Conv2d) else layer
         new[module] = made.train(module.training)
@@ -138,7 +148,9 @@ def replace_resizing(
 
 def _stride(module: nn.Module) -> tuple[int, int]:
     """The strides of a layer that can be replaced, (1, 1) of all others."""
-    if type(module) not in (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d) or getattr(module, "return_indices", False):
+    if type(module) not in (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d):
+        return 1, 1
+    if getattr(module, "return_indices", False) or getattr(module, "divisor_override", None):
         return 1, 1
     stride: Any = module.stride
     height, width = stride if isinstance(stride, (tuple, list)) else (stride, stride)
@@ -163,22 +175,39 @@ def _leaders(model: nn.Module, found: dict[str, nn.Module], shortcuts: Collectio
     return leaders
 
 
-def _given(share: Iterable[Sequence[str]], found: dict[str, nn.Module]) -> dict[str, str]:
-    leaders: dict[str, str] = {}
+def _names(argument: str, names: Collection[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"{argument} must be a collection of names; got {names!r}")
+    return tuple(names)
+
+
+def _groups(share: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    if isinstance(share, str) or not isinstance(share, Iterable):
+        raise TypeError(f"share must be groups of names; got {share!r}")
+    groups = []
     for group in share:
-        if isinstance(group, str) or len(group) < 2:
+        if isinstance(group, str) or not isinstance(group, Iterable) or len(set(names := tuple(group))) < 2:
             raise ValueError(f"share must have groups of two names at least; got {group!r}")
+        groups.append(names)
+    return tuple(groups)
+
+
+def _united(leaders: dict[str, str], share: Iterable[tuple[str, ...]], found: dict[str, nn.Module]) -> dict[str, str]:
+    """With these groups too: those that have a layer in common become one."""
+    leaders = dict(leaders)
+    for group in share:
         if unknown := [name for name in group if name not in found]:
             raise ValueError(f"share has names that are no resizing layers of the model: {', '.join(unknown)}")
-        leaders.update(dict.fromkeys(group[1:], group[0]))
+        for name in group[1:]:
+            first, other = _first(group[0], leaders), _first(name, leaders)
+            if first != other:
+                leaders[other] = first
     return leaders
 
 
 def _first(name: str, leaders: dict[str, str]) -> str:
-    seen = {name}
-    while name in leaders and leaders[name] not in seen:
+    while name in leaders:
         name = leaders[name]
-        seen.add(name)
     return name
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from paperops.nn.learned_size import LearnedSize
@@ -40,8 +43,9 @@ class Recording(TorchFunctionMode):
     that of whatever the map is added to or concatenated with; adaptive pooling and reductions end the dependence.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, call: FrameType) -> None:
         super().__init__()
+        self.call: FrameType | None = call  # of the model, while it runs
         self.layers: list[Layer] = []
         self.owners: dict[Tensor, tuple[str, nn.Module | None]] = {
             parameter: (name, module)
@@ -53,6 +57,8 @@ class Recording(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
+        if self.call is None:
+            return out
         name = getattr(function, "__name__", "")
         if isinstance(out, Tensor):
             if out.dim() == 4:
@@ -89,12 +95,13 @@ class Recording(TorchFunctionMode):
         x, weight = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "weight")
         owner, module = self.owners.get(weight, (name, None))
         reused = "transpose" in name  # each input element meets all of its channel's weights
-        batch = out.shape[0] if out.dim() > 1 else 1
+        item = 1 if name == "linear" else weight.dim() - 1  # dimensions without a batch
+        batch = out.shape[0] if out.dim() > item else 1
         per_item = (x if reused else out).numel() // max(1, batch)
         macs = per_item * (math.prod(weight.shape[1:]))
         kind = name if module is None else type(module).__name__
         parameters = 0 if module is None else sum(p.numel() for p in module.parameters(recurse=False))
-        size = tuple(out.shape[1:]) if out.dim() > 1 else tuple(out.shape)
+        size = tuple(out.shape[1:]) if out.dim() > item else tuple(out.shape)
         scales = self.scales.get(x if reused else out) or () if out.dim() == 4 else ()
         self.layers.append(Layer(owner, kind, size, parameters, macs, scales))
 
@@ -113,31 +120,49 @@ def _maps(args: Any, kwargs: Any) -> Iterator[Tensor]:
 
 
 class Tracer:
-    """Hooks of a model that record each of its forward passes, and keep the last one's layers."""
+    """Hooks of a model that record each of its forward passes, and keep the layers of the one that ended last.
+
+    Each thread records for itself, for torch's modes are a thread's own.
+    """
 
     def __init__(self) -> None:
         self.layers: list[Layer] | None = None
-        self._recording: Recording | None = None
+        self._recordings: dict[int, Recording] = {}  # by thread
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layers": self.layers, "_recordings": {}}  # a copy runs nothing
 
     def begin(self, model: nn.Module, _: Any) -> None:
         """Before the model runs."""
-        self.layers = None
-        if torch.compiler.is_compiling() or self._recording is not None:
+        if torch.compiler.is_compiling():
+            self.layers = None
             return
-        self._recording = Recording(model)
-        self._recording.__enter__()
+        thread, call = threading.get_ident(), _call_of_module()
+        before = self._recordings.get(thread)
+        if before is not None:
+            if _is_running(before.call, call):
+                return  # the model calls itself
+            _leave(before)  # an interrupt ended it, for which no hook is called
+        if len(self._recordings) <= (before is not None):  # nobody else is at it
+            self.layers = None
+        recording = self._recordings[thread] = Recording(model, call)
+        recording.__enter__()
 
     def resized(self, layer: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
         """After a layer that learns its size."""
-        if self._recording is not None and isinstance(layer, LearnedSize) and not torch.compiler.is_compiling():
-            self._recording.resized(layer, inputs[0], out)
+        recording = None if torch.compiler.is_compiling() else self._recordings.get(threading.get_ident())
+        if recording is not None and isinstance(layer, LearnedSize):
+            recording.resized(layer, inputs[0], out)
 
-    def end(self, *_: Any) -> None:
+    def end(self, model: nn.Module, _: Any, out: Any) -> None:
         """After the model, whether it came through or not."""
-        recording, self._recording = self._recording, None
-        if recording is not None:
-            recording.__exit__(None, None, None)
-            self.layers = recording.layers
+        recording = None if torch.compiler.is_compiling() else self._recordings.get(threading.get_ident())
+        if recording is None or recording.call is not _call_of_module():
+            return
+        del self._recordings[threading.get_ident()]
+        _leave(recording)
+        raised = out is None and sys.exc_info()[0] is not None
+        self.layers = None if raised else recording.layers
 
     def attach(self, model: nn.Module) -> list[Callable[[], None]]:
         """Add the hooks; returns what removes each."""
@@ -150,9 +175,30 @@ class Tracer:
 
 
 def tracer_of(model: nn.Module) -> Tracer | None:
-    """The tracer whose hooks the model has."""
+    """The tracer whose hooks the model has, or the model within a wrapper for parallel training or compilation."""
     for hook in model._forward_hooks.values():
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, Tracer):
             return owner
-    return None
+    within = next((child for name, child in model.named_children() if name in ("module", "_orig_mod")), None)
+    return None if within is None or len(list(model.children())) > 1 else tracer_of(within)
+
+
+def _call_of_module() -> FrameType:
+    """The call of the module whose hook is asking; hooks before and after it run in different frames below that."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name != "_call_impl" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _is_running(call: FrameType | None, here: FrameType | None) -> bool:
+    while here is not None and here is not call:
+        here = here.f_back
+    return here is not None
+
+
+def _leave(recording: Recording) -> None:
+    recording.call = None  # where another mode was entered after it, it stays beneath that, and does nothing
+    if _get_current_function_mode() is recording:
+        recording.__exit__(None, None, None)
