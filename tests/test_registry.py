@@ -1,6 +1,7 @@
 """Every generic check, over every registered op, on every backend and device that can run here."""
 
 import functools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -30,9 +31,15 @@ def test_check(device, backend, entry, check, dtype):
         pytest.skip("does not apply")
     if INTERPRETED and dtype != torch.float32 and check not in ("values", "gradients"):
         pytest.skip("what remains is the same for every dtype, and the interpreter is slow")
-    if INTERPRETED and entry.widens and check == "gradients" and dtype in (torch.float16, torch.bfloat16):
+    if INTERPRETED and check == "gradients" and dtype == torch.bfloat16:
+        pytest.skip("computed in float32 and rounded, as float16 is, and the interpreter is slow")
+    if INTERPRETED and check == "overwritten":
+        pytest.skip(
+            "values and gradients are compared in memory filled with NaN, and the interpreter is slow"
+        )
+    if INTERPRETED and entry.widens and check == "gradients" and dtype == torch.float16:
         pytest.skip("the kernels are those of float32, and the interpreter is slow")
     if (reason := lacks(entry.name, device, backend)) is not None:
         pytest.skip(reason)
-    with paperops.use_backend(backend):
+    with paperops.use_backend(backend), checks.fresh_memory_filled() if INTERPRETED else nullcontext():
         checks.run(check, entry, torch.device(device), dtype)

@@ -7,7 +7,8 @@ them all; :func:`applies` tells which say something for an op, and :func:`run` r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -335,19 +336,26 @@ def refused(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Erro
     return []
 
 
-def overwritten(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
-    """Fresh memory full of NaN (integers: the largest) does not show in any result: every element is written."""
+@contextmanager
+def fresh_memory_filled() -> Iterator[None]:
+    """Within, fresh memory is full of NaN (integers: the largest)."""
     settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
+
+
+def overwritten(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
+    """Fresh memory full of NaN (integers: the largest) does not show in any result: every element is written."""
     for sample in samples_due(entry, device, dtype):
         expected = call(entry.function, entry, sample.arguments)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        settings.fill_uninitialized_memory = True
-        try:
+        with fresh_memory_filled():
             filled = call(entry.function, entry, sample.arguments)
-        finally:
-            torch.use_deterministic_algorithms(before[0])
-            settings.fill_uninitialized_memory = before[1]
         same_bits(f"sample {sample}, memory filled with NaN before the call", expected, filled)
     return []
 
