@@ -34,9 +34,7 @@ def test_check(device, backend, entry, check, dtype):
     if INTERPRETED and check == "gradients" and dtype == torch.bfloat16:
         pytest.skip("computed in float32 and rounded, as float16 is, and the interpreter is slow")
     if INTERPRETED and check == "overwritten":
-        pytest.skip(
-            "values and gradients are compared in memory filled with NaN, and the interpreter is slow"
-        )
+        pytest.skip("values and gradients are compared in memory filled with NaN, and the interpreter is slow")
     if INTERPRETED and entry.widens and check == "gradients" and dtype == torch.float16:
         pytest.skip("the kernels are those of float32, and the interpreter is slow")
     if (reason := lacks(entry.name, device, backend)) is not None:
