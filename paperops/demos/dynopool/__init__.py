@@ -7,7 +7,6 @@ that is worth in accuracy and in multiply-adds.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import time
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from paperops import backends
+from paperops.demos import needs
 
 __all__ = ["run"]
 
@@ -39,22 +38,12 @@ def run(
         Whether it beats the others is reported, and is no matter of the status.
     """
     console = console or Console()
-    for module in ("sklearn", "matplotlib"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            message = f"The demonstration needs {module} ({error}): pip install '.[demo]' in the checkout"
-            console.print(message, style="red", markup=False, highlight=False)
-            return 2
+    if message := needs.lacking("sklearn", "matplotlib"):
+        return needs.refuse(console, message)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    backend = backends.candidates("dynopool", "cpu")[0]
-    if backend == "reference" and not quick:
-        why = backends.why_not("dynopool", "native", "cpu") or "the reference is forced"
-        message = f"DynOPool runs on its slow definition here ({why}), so the run is a small one."
-        console.print(message, style="yellow", markup=False, highlight=False)
-        quick = True
+    backend, quick = needs.backend_of("dynopool", "DynOPool", console, quick=quick)
 
     from paperops.demos.dynopool import data, picture, training
 

@@ -8,7 +8,6 @@ untrained model and against the best constant cloud.
 
 from __future__ import annotations
 
-import importlib
 import json
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import paperops
-from paperops import backends
+from paperops.demos import needs
 
 __all__ = ["run"]
 
@@ -42,22 +41,12 @@ def run(
         is missing that the extra `paperops[demo]` brings (the message names it).
     """
     console = console or Console()
-    for module in ("sklearn", "matplotlib"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            message = f"The demonstration needs {module} ({error}): pip install '.[demo]' in the checkout"
-            console.print(message, style="red", markup=False, highlight=False)
-            return 2
+    if message := needs.lacking("sklearn", "matplotlib"):
+        return needs.refuse(console, message)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    backend = backends.candidates("nearest", "cpu")[0]
-    if backend == "reference" and not quick:
-        why = backends.why_not("nearest", "native", "cpu") or "the reference is forced"
-        message = f"The Chamfer distance runs on its slow definition here ({why}), so the run is a small one."
-        console.print(message, style="yellow", markup=False, highlight=False)
-        quick = True
+    backend, quick = needs.backend_of("nearest", "The Chamfer distance", console, quick=quick)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         results, examples, curves = _train_and_score(seed, quick, console)

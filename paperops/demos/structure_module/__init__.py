@@ -7,7 +7,6 @@ Without a file it builds a helix, a turn and a helix from torsion angles.
 
 from __future__ import annotations
 
-import importlib
 import json
 import time
 from pathlib import Path
@@ -17,6 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from paperops.demos import needs
 
 __all__ = ["run"]
 
@@ -43,19 +44,15 @@ def run(
         if a package is missing that the extra `paperops[demo]` brings; the message says which and why.
     """
     console = console or Console()
-    for module in ("gemmi", "matplotlib"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            message = f"The demonstration needs {module} ({error}): pip install '.[demo]' in the checkout"
-            return _refuse(console, message)
+    if message := needs.lacking("gemmi", "matplotlib"):
+        return needs.refuse(console, message)
     from paperops.demos.structure_module import training
     from paperops.demos.structure_module.ideal import helix_turn_helix
     from paperops.structures import read_chain
 
     started = time.perf_counter()
     if file is None and chain is not None:
-        return _refuse(console, f"--chain {chain} goes with a file: the built-in structure has one chain")
+        return needs.refuse(console, f"--chain {chain} goes with a file: the built-in structure has one chain")
     try:
         read = helix_turn_helix() if file is None else read_chain(file, chain)
         count = len(read.sequence)
@@ -63,7 +60,7 @@ def run(
             raise ValueError(f"chain {read.name} has {count} residues; the demonstration takes {TOO_LONG} at most")
         target = training.target_of(read)
     except (OSError, ValueError) as error:
-        return _refuse(console, f"error: {error}")
+        return needs.refuse(console, f"error: {error}")
     title = "a helix, a turn and a helix" if file is None else f"chain {read.name} of {Path(file).name}"
     console.print(f"{title}: {count} residues\n{read.sequence}", markup=False, highlight=False)
     for note in read.notes:
@@ -116,11 +113,6 @@ def run(
         return 1
     console.print(f"The backbone's FAPE is under {plan.enough} Å.", style="green", highlight=False)
     return 0
-
-
-def _refuse(console: Console, message: str) -> int:
-    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-    return 2
 
 
 def _write(output: Path, chain: Any, fit: Any, target: Any) -> None:
