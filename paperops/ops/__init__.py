@@ -6,6 +6,7 @@ from paperops.ops.frame_aligned_point_error import frame_aligned_point_error
 from paperops.ops.frame_aligned_point_error_terms import frame_aligned_point_error_terms
 from paperops.ops.invariant_point_attention import invariant_point_attention
 from paperops.ops.lddt import lddt
+from paperops.ops.local_attention import local_attention_2d
 from paperops.ops.metrics import f_score, hausdorff_distance
 from paperops.ops.nearest import KNN, knn
 from paperops.ops.predicted_tm_score import predicted_tm_score
@@ -32,6 +33,7 @@ __all__ = [
     "invariant_point_attention",
     "knn",
     "lddt",
+    "local_attention_2d",
     "predicted_tm_score",
     "resample_2d",
     "structural_violations",

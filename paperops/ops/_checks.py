@@ -324,6 +324,16 @@ def positive_number(name: str, value: object) -> float:
     return number
 
 
+def finite_number(name: str, value: object) -> float:
+    """A number that is neither infinite nor NaN."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    number = _as_float(value)
+    if not -float("inf") < number < float("inf"):
+        raise ValueError(f"{name} must be finite; got {number}")
+    return number
+
+
 # --- frames and points ---------------------------------------------------------------------------------------------
 
 

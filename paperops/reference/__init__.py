@@ -9,6 +9,7 @@ from paperops.reference.frame_aligned_point_error import (
 )
 from paperops.reference.invariant_point_attention import IPA, invariant_point_attention
 from paperops.reference.lddt import lddt
+from paperops.reference.local_attention import local_attention_2d
 from paperops.reference.nearest import KNN, knn
 from paperops.reference.predicted_tm_score import predicted_tm_score
 from paperops.reference.structural_violations import Violations, structural_violations
@@ -28,6 +29,7 @@ __all__ = [
     "invariant_point_attention",
     "knn",
     "lddt",
+    "local_attention_2d",
     "predicted_tm_score",
     "resample_2d",
     "structural_violations",

@@ -140,6 +140,7 @@ FAMILIES = (
     "lddt",
     "predicted_tm_score",
     "dynopool",
+    "local_attention",
 )
 """The modules of ``paperops.testing`` that declare ops, in the order in which they are listed."""
 
