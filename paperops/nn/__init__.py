@@ -11,6 +11,7 @@ from paperops.nn.dropout import DropoutColumnwise, DropoutRowwise
 from paperops.nn.dynopool import DynOPool2d
 from paperops.nn.invariant_point_attention import InvariantPointAttention
 from paperops.nn.shape_adaptor import ShapeAdaptor
+from paperops.nn.shift_kernel import shift_kernel
 from paperops.nn.triangle_multiplication import (
     TriangleMultiplicationIncoming,
     TriangleMultiplicationOutgoing,
@@ -29,4 +30,5 @@ __all__ = [
     "TriangleMultiplicationOutgoing",
     "TriangleMultiplicativeUpdate",
     "convert_triangle_multiplication",
+    "shift_kernel",
 ]

@@ -10,6 +10,7 @@ from paperops.ops.local_attention import local_attention_2d
 from paperops.ops.metrics import f_score, hausdorff_distance
 from paperops.ops.nearest import KNN, knn
 from paperops.ops.predicted_tm_score import predicted_tm_score
+from paperops.ops.shift_conv import shift_conv_2d
 from paperops.ops.structural_violations import structural_violations
 from paperops.ops.triangle_contract import triangle_contract
 from paperops.ops.triangle_multiplication import triangle_multiplicative_update
@@ -36,6 +37,7 @@ __all__ = [
     "local_attention_2d",
     "predicted_tm_score",
     "resample_2d",
+    "shift_conv_2d",
     "structural_violations",
     "triangle_contract",
     "triangle_multiplicative_update",

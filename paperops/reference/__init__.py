@@ -12,6 +12,7 @@ from paperops.reference.lddt import lddt
 from paperops.reference.local_attention import local_attention_2d
 from paperops.reference.nearest import KNN, knn
 from paperops.reference.predicted_tm_score import predicted_tm_score
+from paperops.reference.shift_conv import shift_conv_2d
 from paperops.reference.structural_violations import Violations, structural_violations
 from paperops.reference.triangle_multiplication import triangle_contract, triangle_multiplicative_update
 
@@ -32,6 +33,7 @@ __all__ = [
     "local_attention_2d",
     "predicted_tm_score",
     "resample_2d",
+    "shift_conv_2d",
     "structural_violations",
     "triangle_contract",
     "triangle_multiplicative_update",

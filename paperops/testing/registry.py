@@ -141,6 +141,7 @@ FAMILIES = (
     "predicted_tm_score",
     "dynopool",
     "local_attention",
+    "shift_conv",
 )
 """The modules of ``paperops.testing`` that declare ops, in the order in which they are listed."""
 
