@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paperops.backends import Implementation
 from paperops.ops import _checks
-from paperops.ops._define import define, fold_or_loop
+from paperops.ops._define import define, fold_or_loop, native
 from paperops.reference.local_attention import MASK, PADDING_MODES, REFLECT, SHIFT, Axis, at, attention, axis, softmax
 from paperops.reference.nearest import result_dtype
 
@@ -140,7 +140,7 @@ backward_op: Any = define(
     "local_attention_backward",
     f"(Tensor grad, {_INPUTS}, Tensor out, Tensor logsumexp, {_WINDOW}, bool wants_bias) "
     "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)",
-    {"reference": _laid_out(_backward_reference, 1)},
+    {"reference": _laid_out(_backward_reference, 1), "native": native("local_attention_backward")},
     fake=_backward_fake,
     save=_backward_save,
     backward=_second_derivative,
@@ -183,7 +183,7 @@ def _derivative(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
 attention_op: Any = define(
     "local_attention",
     f"({_INPUTS}, {_WINDOW}) -> (Tensor out, Tensor logsumexp)",
-    {"reference": _laid_out(_reference, 0)},
+    {"reference": _laid_out(_reference, 0), "native": native("local_attention")},
     fake=_fake,
     save=_save,
     backward=_derivative,

@@ -64,8 +64,6 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     damaged = arguments["k"].clone()
     damaged[0, 1, 2, 3, 4] = math.nan
     yield Sample("NaN", arguments | {"k": damaged})
-    if dtype in (torch.float16, torch.bfloat16):
-        yield Sample("bias of float32", arguments | {"bias": arguments["bias"].float()})
 
 
 def _refused(device: torch.device) -> Iterator[Refused]:
@@ -170,6 +168,8 @@ ENTRIES = (
             "paperops/reference/local_attention.py",
         ),
         twice=True,
+        # Weights are found again from the logsumexp, whose own rounding is some units of theirs.
+        roundings={torch.float32: 4},
         autocast_arguments=("q", "k", "v"),
     ),
 )

@@ -1,0 +1,93 @@
+// What the parts of the CPU implementation tell each other. local_attention_cpu_window.h says where keys lie, once a call;
+// the kernels of one instruction set (local_attention_cpu_kernels.h) do a task; local_attention_cpu_ops.cpp meets the
+// dispatcher.
+//
+// A task has one item and head, and some rows of queries. It goes down the map with a ring of staged rows of keys and values,
+// in the type that is computed in: each row is converted once, its border resolved, whatever the strides of the tensors.
+// Lanes of a vector are queries side by side.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/instruction_set.h"
+#include "../common/parallel.h"
+#include "../common/types.h"
+#include "local_attention_cpu_window.h"
+
+namespace paperops::local_attention {
+
+// A tensor [B, H, D, h, w] of any strides.
+template <typename X>
+struct Map {
+  X* data = nullptr;
+  int64_t item = 0, head = 0, channel = 0, row = 0, column = 0;  // strides
+
+  X* at(int64_t b, int64_t h, int64_t r) const { return data + b * item + h * head + r * row; }
+};
+
+// A call. X is the type of the maps, T what is computed in.
+template <typename X>
+struct Problem {
+  using T = Wide<X>;
+  int64_t batch, heads, channels;
+  const Rows& rows;
+  const Columns& columns;
+  Padding padding;
+  int64_t stride, dilation;
+  T scale;
+  const T* bias;  // [H, k, k], or null
+  Map<const X> q, k, v;
+  Map<X> out;       // of the forward pass
+  T* logsumexp;     // [B, H, Ho, Wo]: written by the forward pass, read by the backward pass
+  Map<const X> grad;  // of the backward pass, and so on
+  Map<X> dq, dk, dv;
+
+  int64_t kernel() const { return rows.kernel; }
+  int64_t slots() const { return rows.kernel * rows.kernel; }
+};
+
+// Rows [i0, i1) of queries of one item and head.
+struct Task {
+  int64_t item, head, i0, i1;
+};
+
+// Memory that a worker keeps from task to task, in elements of T; see Sizes.
+template <typename T>
+struct Scratch;
+
+// Where a task of the backward pass leaves the sums of its rows of keys: in dk and dv themselves if these are null. Row
+// `first` of the map is the first of each, [rows, D, w].
+template <typename T>
+struct Partial {
+  T* dk = nullptr;
+  T* dv = nullptr;
+  T* dbias;  // [k * k], written; or null
+  int64_t first = 0, end;  // rows of keys that are written
+};
+
+template <typename X>
+struct Kernels {
+  using T = Wide<X>;
+  int64_t (*forward_scratch)(const Problem<X>&);   // elements of T that a worker needs, zeroed once
+  int64_t (*backward_scratch)(const Problem<X>&);
+  void (*forward)(const Problem<X>&, const Task&, T* scratch);
+  void (*backward)(const Problem<X>&, const Task&, const Partial<T>&, T* scratch);
+  // One row of dk or dv from the sums [D, w] of `count` tasks, in order.
+  void (*finish)(const Problem<X>&, const Map<X>&, int64_t item, int64_t head, int64_t row, const T* const* sums, int64_t count, T* scratch);
+};
+
+#if defined(PAPEROPS_X86)
+template <typename X>
+Kernels<X> kernels_avx512();
+template <typename X>
+Kernels<X> kernels_avx2();
+#endif
+template <typename X>
+Kernels<X> kernels_portable();
+
+template <typename X>
+Kernels<X> kernels() {
+  return PAPEROPS_CHOOSE(kernels, X);
+}
+
+}  // namespace paperops::local_attention

@@ -1,0 +1,20 @@
+// The kernels for AVX-512, see common/target_avx512.h.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <type_traits>
+
+#include "local_attention_cpu.h"
+
+#if defined(PAPEROPS_X86)
+#include "../common/target_avx512.h"
+#include "local_attention_cpu_kernels.h"
+
+namespace paperops::local_attention {
+PAPEROPS_LOCAL_ATTENTION_INSTANCES(kernels_avx512)
+}  // namespace paperops::local_attention
+
+#include "../common/target_end.h"
+#endif
