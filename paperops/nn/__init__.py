@@ -4,6 +4,7 @@ A checkpoint of OpenFold's loads with ``strict=True``; :func:`convert_triangle_m
 there. Arguments that steer OpenFold's own chunking and in-place updates are not there: see each module.
 """
 
+from paperops.nn.acmix import ACmix
 from paperops.nn.angle_resnet import AngleResnet
 from paperops.nn.backbone_update import BackboneUpdate
 from paperops.nn.checkpoints import convert_triangle_multiplication
@@ -19,6 +20,7 @@ from paperops.nn.triangle_multiplication import (
 )
 
 __all__ = [
+    "ACmix",
     "AngleResnet",
     "BackboneUpdate",
     "DropoutColumnwise",

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from paperops.models.dynopool.layers import Options, check_images
+from paperops.models.dynopool.layers import Options
+from paperops.models.images import check_images
 from paperops.nn.learned_size import name_layers
 
 # Expansion, kernel, stride, channels, blocks: the paper's Table 1 after the stem.

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperops.models.dynopool.layers import Options, check_images
+from paperops.models.dynopool.layers import Options
 from paperops.models.dynopool.resnet import Bottleneck, initialise_convolutions
+from paperops.models.images import check_images
 from paperops.nn.learned_size import name_layers
 from paperops.ops import _checks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 import paperops.nn
 from paperops.ops import _checks
@@ -39,10 +39,3 @@ class Options:
         if self.resizing == "shape_adaptor":
             return paperops.nn.ShapeAdaptor()  # between the map and its 2 x 2 maximum
         return paperops.nn.DynOPool2d(init_scale=(1 / stride, 1 / stride))
-
-
-def check_images(images: Tensor, in_channels: int) -> None:
-    """Images `[B, in_channels, H, W]`, of any height and width."""
-    _checks.tensor("images", images)
-    if images.dim() != 4 or images.shape[1] != in_channels or 0 in images.shape[2:]:
-        raise ValueError(f"images must have shape [B, {in_channels}, H, W]; got {list(images.shape)}")

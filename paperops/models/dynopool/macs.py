@@ -24,10 +24,10 @@ GIGA = 1e9
 class MacsCounter:
     r"""Counts a model's multiply-adds, layer by layer, as it runs.
 
-    While attached, each forward pass of the model is recorded anew: convolutions and linear layers (multiply-adds of
-    their products for one item of the batch, without biases) and the layers that learn their size. What goes on inside
-    one function of torch (attention) and products written by hand are not counted, nor is anything under
-    torch.compile.
+    While attached, each forward pass of the model is recorded anew: convolutions, linear layers, attention as one
+    function (torch's, or over windows) and ACmix's convolution (multiply-adds of their products for one item of the
+    batch, without biases), and the layers that learn their size. Products written by hand are not counted, nor is
+    anything under torch.compile.
 
     Args:
         model: any module.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from paperops.models.dynopool.layers import Options, check_images
+from paperops.models.dynopool.layers import Options
+from paperops.models.images import check_images
 from paperops.nn.learned_size import name_layers
 
 

@@ -32,20 +32,24 @@ class Layer(NamedTuple):
 
 
 _CONVOLUTIONS = {f"conv{transposed}{d}d" for d in (1, 2, 3) for transposed in ("", "_transpose")}
+_MAPS = (4, 5)  # dimensions of maps: [B, C, h, w], or with the channels split
+_ATTENTION = ("scaled_dot_product_attention", "local_attention.default")
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod", "norm")
 
 
 class Recording(TorchFunctionMode):
-    """While active: notes convolutions and linear layers, and follows each map's size through everything.
+    """While active: notes convolutions, linear layers and attention, and follows each map's size through everything.
 
-    A map is [B, C, h, w]. What torch makes of a map has its size times a constant (convolutions, pooling, slices), or
-    of two maps that of the one whose size is known to be learned. A size that is given (``interpolate(size=...)``) is
-    that of whatever the map is added to or concatenated with; adaptive pooling and reductions end the dependence.
+    A map is [B, C, h, w], or [B, H, D, h, w] with its channels split. What torch makes of a map has its size times a
+    constant (convolutions, pooling, slices), or of two maps that of the one whose size is known to be learned. A size
+    that is given (``interpolate(size=...)``) is that of whatever the map is added to or concatenated with; adaptive
+    pooling and reductions end the dependence.
     """
 
-    def __init__(self, model: nn.Module, call: FrameType) -> None:
+    def __init__(self, model: nn.Module, call: FrameType, batch: int | None) -> None:
         super().__init__()
         self.call: FrameType | None = call  # of the model, while it runs
+        self.batch = batch  # of what the model was given, where that is a tensor
         self.layers: list[Layer] = []
         self.owners: dict[Tensor, tuple[str, nn.Module | None]] = {
             parameter: (name, module)
@@ -60,15 +64,16 @@ class Recording(TorchFunctionMode):
         if self.call is None:
             return out
         name = getattr(function, "__name__", "")
-        if isinstance(out, Tensor):
-            if out.dim() == 4:
-                self.scales[out] = self._scales_of(name, out, args, kwargs)
-            if name in _CONVOLUTIONS or name == "linear":
-                self._note(name, out, args, kwargs)
-        elif isinstance(out, (tuple, list)) and any(isinstance(part, Tensor) and part.dim() == 4 for part in out):
-            for part in out:
-                if isinstance(part, Tensor) and part.dim() == 4:
-                    self.scales[part] = self._scales_of(name, part, args, kwargs)
+        results = (out,) if isinstance(out, Tensor) else out if isinstance(out, (tuple, list)) else ()
+        for part in results:
+            if isinstance(part, Tensor) and part.dim() in _MAPS:
+                self.scales[part] = self._scales_of(name, part, args, kwargs)
+        if name in _CONVOLUTIONS or name == "linear":
+            self._note(name, out, args, kwargs)
+        elif name in _ATTENTION:
+            self._note_attention(name, results[0], args, kwargs)
+        elif name == "shift_conv.default":
+            self._note_shift_conv(name, out, args)
         return out
 
     def resized(self, layer: LearnedSize, x: Tensor, out: Tensor) -> None:
@@ -85,25 +90,47 @@ class Recording(TorchFunctionMode):
         if name.startswith("adaptive_"):
             return ()
         if name.startswith(_REDUCTIONS) and not name.startswith("max_pool"):
-            maps = [value for value in maps if value.shape[2:] == out.shape[2:]]  # such as of the channels
-        maps.sort(key=lambda value: value.shape[2:] != out.shape[2:])  # those of the same size come first
+            maps = [value for value in maps if value.shape[-2:] == out.shape[-2:]]  # such as of the channels
+        maps.sort(key=lambda value: value.shape[-2:] != out.shape[-2:])  # those of the same size come first
         known = [self.scales[value] for value in maps]
         learned: Scales | None = next((scales for scales in known if scales), None)
         return learned or (None if known and all(scales is None for scales in known) else ())
 
     def _note(self, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
         x, weight = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "weight")
-        owner, module = self.owners.get(weight, (name, None))
         reused = "transpose" in name  # each input element meets all of its channel's weights
         item = 1 if name == "linear" else weight.dim() - 1  # dimensions without a batch
-        batch = out.shape[0] if out.dim() > item else 1
-        per_item = (x if reused else out).numel() // max(1, batch)
-        macs = per_item * (math.prod(weight.shape[1:]))
+        sized = x if reused else out
+        self._add(name, weight, out, sized.numel() * math.prod(weight.shape[1:]), sized, out.dim() > item)
+
+    def _note_attention(self, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
+        """Products of queries and keys, and of weights and values."""
+        key, value = _argument(args, kwargs, 1, "key"), _argument(args, kwargs, 2, "value")
+        if name == "scaled_dot_product_attention":  # [*, L, D], [*, S, D], [*, S, E]
+            macs = out.numel() // max(1, out.shape[-1]) * key.shape[-2] * (key.shape[-1] + value.shape[-1])
+        else:
+            macs = 2 * out.numel() * args[4] ** 2  # slots of the window
+        self._add(name.removesuffix(".default"), None, out, macs, out)
+
+    def _note_shift_conv(self, name: str, out: Tensor, args: Any) -> None:
+        """The mixing of the maps into one a tap, and their convolution."""
+        x, mixing, weight = args[:3]
+        macs = x.numel() * mixing.shape[0] + out.numel() * math.prod(weight.shape[1:])
+        self._add(name.removesuffix(".default"), weight, out, macs, out)
+
+    def _add(
+        self, name: str, weight: Tensor | None, out: Tensor, macs: int, sized: Tensor, batched: bool = True
+    ) -> None:
+        """A layer that did so many multiply-adds for the whole batch, in proportion to the size of one of its maps."""
+        owner, module = (name, None) if weight is None else self.owners.get(weight, (name, None))
+        batch = out.shape[0] if batched and out.dim() > 1 else 1
+        if batched and self.batch and batch % self.batch == 0:  # not where windows are folded into the batch
+            batch = self.batch
         kind = name if module is None else type(module).__name__
         parameters = 0 if module is None else sum(p.numel() for p in module.parameters(recurse=False))
-        size = tuple(out.shape[1:]) if out.dim() > item else tuple(out.shape)
-        scales = self.scales.get(x if reused else out) or () if out.dim() == 4 else ()
-        self.layers.append(Layer(owner, kind, size, parameters, macs, scales))
+        size = tuple(out.shape[1:]) if batched and out.dim() > 1 else tuple(out.shape)
+        scales = self.scales.get(sized) or () if sized.dim() in _MAPS else ()
+        self.layers.append(Layer(owner, kind, size, parameters, macs // max(1, batch), scales))
 
 
 def _argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
@@ -113,10 +140,10 @@ def _argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
 def _maps(args: Any, kwargs: Any) -> Iterator[Tensor]:
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
-            if value.dim() == 4:
+            if value.dim() in _MAPS:
                 yield value
         elif isinstance(value, (tuple, list)):
-            yield from (part for part in value if isinstance(part, Tensor) and part.dim() == 4)
+            yield from (part for part in value if isinstance(part, Tensor) and part.dim() in _MAPS)
 
 
 class Tracer:
@@ -132,7 +159,7 @@ class Tracer:
     def __getstate__(self) -> dict[str, Any]:
         return {"layers": self.layers, "_recordings": {}}  # a copy runs nothing
 
-    def begin(self, model: nn.Module, _: Any) -> None:
+    def begin(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Before the model runs."""
         if torch.compiler.is_compiling():
             self.layers = None
@@ -145,7 +172,9 @@ class Tracer:
             _leave(before)  # an interrupt ended it, for which no hook is called
         if len(self._recordings) <= (before is not None):  # nobody else is at it
             self.layers = None
-        recording = self._recordings[thread] = Recording(model, call)
+        given = inputs[0] if inputs else None
+        batch = given.shape[0] if isinstance(given, Tensor) and given.dim() else None
+        recording = self._recordings[thread] = Recording(model, call, batch)
         recording.__enter__()
 
     def resized(self, layer: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
