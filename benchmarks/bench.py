@@ -70,7 +70,7 @@ def measure(
     """Measure, print a table an op, and write records and plots as they come.
 
     Args:
-        names: ops or families; none means all.
+        names: ops, layers or families; none means all.
         against: peers by the names of their files in ``peers/``; none means those that take part unasked.
         device: the GPU if there is one, otherwise the CPU.
         dtype: one or several; float32 by default. An op that does not take one is left out.
@@ -88,7 +88,7 @@ def measure(
     console = console or Console(quiet=True)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtypes = [dtype] if isinstance(dtype, torch.dtype) else list(dtype or [torch.float32])
-    entries = select(list(names))
+    entries = select(list(names), layers=True)
     peers = select_peers(list(against or ()), device)
     found = []
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():

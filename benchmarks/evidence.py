@@ -64,12 +64,12 @@ def report(console: Console, names: Sequence[str] = (), *, results: Path = RESUL
 
     Args:
         console: where it goes.
-        names: ops or families; none means all.
+        names: ops, layers or families; none means all.
         results: the folder of the measurements.
         root: the checkout; by default the one that this package runs from, if any.
     """
     root = root or records.checkout()
-    found = select(list(names))
+    found = select(list(names), layers=True)
     measured = records.load_all(results)
     listed = statuses(found, measured, root)
     if not console.is_terminal:
@@ -106,7 +106,7 @@ def markdown(results: Path = RESULTS, *, root: Path | None = None) -> str:
     """The README's performance section: a table a device, stale rows marked."""
     root = root or records.checkout()
     measured = records.load_all(results)
-    by_name = {entry.name: entry for entry in entries()}
+    by_name = {entry.name: entry for entry in entries(layers=True)}
     parts = []
     devices = {record.device["slug"]: record.device for record in measured}
     for slug, device in sorted(devices.items(), key=lambda item: (item[1]["type"] != "cuda", item[0])):

@@ -56,8 +56,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(machine, "measure", lambda device, dtype: CEILINGS)
     monkeypatch.setattr(machine, "others_share", lambda: 0.0)
     for module in (bench, evidence):
-        monkeypatch.setattr(module, "select", lambda names: (_entry(),))
-    monkeypatch.setattr(evidence, "entries", lambda: (_entry(),))
+        monkeypatch.setattr(module, "select", lambda names, layers: (_entry(),))
+    monkeypatch.setattr(evidence, "entries", lambda layers: (_entry(),))
 
 
 def _console() -> Console:
@@ -259,6 +259,31 @@ def test_the_peers_of_dynopool_agree_with_the_definition():
     assert seen == 2
 
 
+def test_the_unfolded_peers_agree_with_the_definition():
+    (eager,) = peers.select(["torch_eager"], CPU)
+    seen = dict.fromkeys(("local_attention_2d", "shift_conv_2d", "acmix"), 0)
+    for entry in registry.select(["local_attention", "shift_conv", "acmix"], layers=True):
+        for sample in entry.samples(CPU, torch.float64):
+            if not next(iter(sample.arguments.values())).numel() or sample.arguments.get("dilation", 1) > 9:
+                continue
+            exact = registry.flatten(entry.reference(**sample.arguments))
+            try:
+                found = [eager.function(entry.name)(**sample.arguments)]
+            except peers.NotComparable:
+                assert sample.arguments["padding_mode"] in ("mask", "shift")
+                continue
+            assert contestants.judge(found, exact, torch.float64).note == "", (entry.name, sample.name)
+            seen[entry.name] += 1
+    assert seen["local_attention_2d"] > 4 and seen["shift_conv_2d"] > 4 and seen["acmix"] == 2
+
+
+def test_layers_are_timed_and_are_no_ops():
+    assert "acmix" in {entry.name for entry in registry.entries(layers=True)}
+    assert registry.entries(layers=True)[: len(registry.entries())] == registry.entries()
+    with pytest.raises(KeyError, match="no op or family is called 'acmix'"):
+        registry.select(["acmix"])
+
+
 def test_one_case_may_be_asked_for(quick):
     (record,) = bench.measure(["chamfer_distance"], against=["torch_eager"], device="cpu", case="with b", seconds=0.02)
     assert {row.case for row in record.rows} == {"tiny, with backward"}
@@ -383,7 +408,7 @@ def test_sources_of_every_op_exist():
     root = records.checkout()
     if root is None:
         pytest.skip("not in a checkout")
-    for entry in registry.entries():
+    for entry in registry.entries(layers=True):
         for source, files in records.source_files(entry.sources, root).items():
             assert files, f"{entry}: no file is meant by {source!r}"
 

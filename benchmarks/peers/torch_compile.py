@@ -96,3 +96,15 @@ def dynopool_2d(x: torch.Tensor, scale: torch.Tensor, output_size: Any = None, *
 def resample_2d(x: torch.Tensor, scale: torch.Tensor, output_size: Any = None, **options: Any) -> Any:
     size = output_size or torch_eager.output_size(x, scale)
     return _call(torch_eager.resample_2d, x=x, scale=scale, output_size=size, **options)
+
+
+def local_attention_2d(**arguments: Any) -> Any:
+    return _call(torch_eager.local_attention_2d, **arguments)
+
+
+def shift_conv_2d(**arguments: Any) -> Any:
+    return _call(torch_eager.shift_conv_2d, **arguments)
+
+
+def acmix(**arguments: Any) -> Any:
+    return _call(torch_eager.acmix, **arguments)

@@ -20,6 +20,9 @@ from torch.nn.functional import (
 
 from paperops import residues
 
+from .. import unfolded
+from . import NotComparable
+
 NAME = "torch eager"
 UNASKED = ("cpu", "cuda")
 
@@ -46,6 +49,8 @@ def memory(op: str, arguments: dict[str, Any]) -> int:
         positions = arguments["positions"]
         tensors = 16 if positions.requires_grad else 12
         return tensors * positions.shape[0] * (14 * positions.shape[1]) ** 2 * positions.element_size()
+    if op in ("local_attention_2d", "shift_conv_2d", "acmix"):
+        return unfolded.memory(op, arguments)
     if "x" not in arguments or "y" not in arguments:
         return 0  # not an op on pairs
     x, y = arguments["x"], arguments["y"]
@@ -340,3 +345,13 @@ def dynopool_2d(x: Tensor, scale: Tensor, output_size: Any = None, mode: str = "
 
 def resample_2d(x: Tensor, scale: Tensor, output_size: Any = None, padding_mode: str = "border") -> Tensor:
     return _sampled(x, scale, output_size, (0.5,), padding_mode)
+
+
+def local_attention_2d(*, padding_mode: str = "reflect", **arguments: Any) -> Tensor:
+    if padding_mode not in ("reflect", "zeros"):
+        raise NotComparable(f"unfolding pads, and has no border {padding_mode!r}")
+    return unfolded.local_attention_2d(padding_mode=padding_mode, **arguments)
+
+
+shift_conv_2d = unfolded.shift_conv_2d
+acmix = unfolded.acmix

@@ -146,17 +146,24 @@ FAMILIES = (
 """The modules of ``paperops.testing`` that declare ops, in the order in which they are listed."""
 
 
-def entries() -> tuple[Entry, ...]:
-    """Every registered op."""
+LAYERS = ("acmix",)
+"""The modules of ``paperops.testing`` that declare layers of several ops, which are timed as a whole: ``ENTRIES``, too.
+
+The generic checks are those of ops; what a layer computes is tested where its module is.
+"""
+
+
+def entries(*, layers: bool = False) -> tuple[Entry, ...]:
+    """Every registered op, and behind them the layers that are timed if these are asked for."""
     found: list[Entry] = []
-    for family in FAMILIES:
+    for family in FAMILIES + LAYERS * layers:
         found += importlib.import_module(f"paperops.testing.{family}").ENTRIES
     return tuple(found)
 
 
-def select(names: list[str] | tuple[str, ...]) -> tuple[Entry, ...]:
+def select(names: list[str] | tuple[str, ...], *, layers: bool = False) -> tuple[Entry, ...]:
     """The entries of these ops or families; all of them for no name. Raises KeyError naming what there is."""
-    everything = entries()
+    everything = entries(layers=layers)
     if not names:
         return everything
     for name in names:
