@@ -15,21 +15,26 @@ from torch.nn.functional import pad
 
 from paperops.backends import Implementation
 from paperops.ops import _checks
-from paperops.ops._define import define, fold_or_loop
+from paperops.ops._define import define, fold_or_loop, native, triton
 from paperops.reference.nearest import result_dtype
 from paperops.reference.shift_conv import at_tap, cells_of, mixed_maps
 from paperops.reference.shift_conv import shift_conv_2d as definition
 
 
-def _by_pixels(value: Tensor) -> Tensor:
-    """A tensor [B, ..., h, w] so laid out that the channels of a pixel are neighbours; its values are kept."""
-    inner = range(1, value.dim() - 2)
-    back = [0, *(number + 2 for number in inner), 1, 2]
-    return value.permute(0, -2, -1, *inner).contiguous().permute(back)
+def _empty(like: Tensor, shape: Sequence[Any], channels_last: bool) -> Tensor:
+    """An uninitialised tensor [B, ..., h, w], contiguous or with the channels of a pixel next to each other."""
+    if not channels_last:
+        return like.new_empty(shape)
+    order = [*range(len(shape) - 3, 0, -1), len(shape) - 1, len(shape) - 2, 0]  # from the innermost on
+    strides, stride = [1] * len(shape), 1
+    for dim in order:
+        strides[dim] = stride
+        stride = stride * shape[dim]
+    return like.new_empty_strided(shape, strides)
 
 
 def _in_layout(value: Tensor, channels_last: bool) -> Tensor:
-    return _by_pixels(value) if channels_last else value.contiguous()
+    return _empty(value, value.shape, channels_last).copy_(value)
 
 
 def _laid_out(function: Any) -> Implementation:
@@ -43,10 +48,6 @@ def _laid_out(function: Any) -> Implementation:
         return _in_layout(results[0], arguments[-1] and results[0].dim() == 5), *results[1:]
 
     return Implementation(lambda: laid_out)
-
-
-def _empty(like: Tensor, shape: Sequence[Any], channels_last: bool) -> Tensor:
-    return _in_layout(like.new_empty(shape), channels_last)
 
 
 # --- backward ------------------------------------------------------------------------------------------------------
@@ -147,7 +148,11 @@ backward_op: Any = define(
     "(Tensor grad, Tensor? x, Tensor fc_weight, Tensor conv_weight, Tensor? fc_bias, SymInt depth, SymInt height, "
     "SymInt width, int stride, bool wants_x, bool channels_last) "
     "-> (Tensor dx, Tensor dfc_weight, Tensor dconv_weight, Tensor dfc_bias)",
-    {"reference": _laid_out(gradients)},
+    {
+        "reference": _laid_out(gradients),
+        "native": native("shift_conv_backward"),
+        "triton": triton("shift_conv", "shift_conv_backward"),
+    },
     fake=_backward_fake,
     save=_backward_save,
     backward=_second_derivative,
@@ -186,7 +191,7 @@ def _derivative(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 shift_conv_op: Any = define(
     "shift_conv",
     "(Tensor x, Tensor fc_weight, Tensor conv_weight, Tensor? fc_bias, int stride, bool channels_last) -> Tensor",
-    {"reference": _laid_out(_reference)},
+    {"reference": _laid_out(_reference), "native": native("shift_conv"), "triton": triton("shift_conv", "shift_conv")},
     fake=_fake,
     save=_save,
     backward=_derivative,
