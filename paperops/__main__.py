@@ -23,6 +23,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.f
 DEMOS = {
     "lmnet3d": "3D-LMNet on handwritten digits: images to point clouds, trained with the Chamfer distance",
     "dynopool": "DynOPool on handwritten digits, stretched, tiled and enlarged: learned heights and widths of maps",
+    "acmix": "ACmix on handwritten digits: attention and convolution mixed, against either alone at equal parameters",
     "structure_module": "AlphaFold2's structure module, fitted to a protein chain (FILE: mmCIF or PDB)",
 }
 WITH_FILE = ("structure_module",)
