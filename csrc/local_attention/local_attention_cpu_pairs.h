@@ -126,7 +126,7 @@ void dot_pair(const Problem<X>& p, const Visits& visits, const Pair& pair, int64
     for (int64_t a = 0; a < kernel && p.padding == Padding::zeros; ++a) {
       for (int64_t b = 0; b < kernel && p.rows.key(pair.row(n, apart), a) == kNone; ++b) {
         T* to = weights[n] + (a * kernel + b) * pitch;
-        for (int64_t j = 0; j < p.columns.padded; ++j) {
+        for (int64_t j = 0; j < p.columns.queries; ++j) {  // beyond them there are zeros
           to[j] = bias == nullptr ? T{0} : bias[a * kernel + b];
         }
       }
