@@ -51,29 +51,24 @@ struct Task {
   int64_t item, head, i0, i1;
 };
 
-// Memory that a worker keeps from task to task, in elements of T; see Sizes.
-template <typename T>
-struct Scratch;
-
-// Where a task of the backward pass leaves the sums of its rows of keys: in dk and dv themselves if these are null. Row
-// `first` of the map is the first of each, [rows, D, w].
+// Where a task of the backward pass leaves its sums.
 template <typename T>
 struct Partial {
-  T* dk = nullptr;
+  T* dbias;        // [k * k], or null
+  T* dk = nullptr;  // [rows, D, w], the first of them `first` of the map; or null: the task has all rows, and writes dk
   T* dv = nullptr;
-  T* dbias;  // [k * k], written; or null
-  int64_t first = 0, end;  // rows of keys that are written
+  int64_t first = 0;
 };
 
 template <typename X>
 struct Kernels {
   using T = Wide<X>;
-  int64_t (*forward_scratch)(const Problem<X>&);   // elements of T that a worker needs, zeroed once
+  int64_t (*forward_scratch)(const Problem<X>&);  // elements that a worker needs, zeroed before its first task
   int64_t (*backward_scratch)(const Problem<X>&);
   void (*forward)(const Problem<X>&, const Task&, T* scratch);
   void (*backward)(const Problem<X>&, const Task&, const Partial<T>&, T* scratch);
-  // One row of dk or dv from the sums [D, w] of `count` tasks, in order.
-  void (*finish)(const Problem<X>&, const Map<X>&, int64_t item, int64_t head, int64_t row, const T* const* sums, int64_t count, T* scratch);
+  // One row of dk or dv from the sums [D, w] that `count` tasks have left of it, in order.
+  void (*finish)(const Problem<X>&, const Map<X>&, X* row, const T* const* sums, int64_t count, T* scratch);
 };
 
 #if defined(PAPEROPS_X86)

@@ -30,6 +30,7 @@ struct BackwardScratch {
       logsumexp[n] = take(p.columns.padded);
     }
     dbias = take(p.slots() * kRound);
+    scale = take(p.columns.padded);
     width = round_up(p.columns.size);
     line = take(p.channels * width);
     size = taken_;
@@ -39,6 +40,7 @@ struct BackwardScratch {
   Ring<T> keys, values, dkeys, dvalues;
   T *q[2], *grad[2], *weights[2], *dlogits[2], *out[2], *logsumexp[2];
   T* dbias;  // [k * k, lanes]
+  T* scale;  // [padded]
   T* line;   // [D, width]: a row of the map
 
  private:
@@ -53,7 +55,8 @@ struct BackwardScratch {
 
 // Logits become P, and grad . v in `dlogits` becomes dS; both 0 beyond the queries. Sums dS by slot and lane.
 template <typename X, typename T>
-void differentiate(const Problem<X>& p, int64_t i, T* weights, T* dlogits, int64_t pitch, const T* logsumexp, T* dbias) {
+void differentiate(const Problem<X>& p, int64_t i, T* weights, T* dlogits, int64_t pitch, const T* logsumexp,
+                   T* dbias) {
   using S = Simd<T>;
   const Vector<T> zero = S::broadcast(T{0});
   T numbers[S::lanes];
@@ -67,7 +70,7 @@ void differentiate(const Problem<X>& p, int64_t i, T* weights, T* dlogits, int64
     Vector<T> delta = zero;
     each_slot(p, i, [&](int64_t a, int64_t b) {
       const int64_t at = (a * p.kernel() + b) * pitch + j;
-      const Vector<T> found = exponential<T>(S::load(weights + at) - lse), weight = lanes < left ? found : zero;
+      const Vector<T> found = exponential_below<T>(S::load(weights + at) - lse), weight = lanes < left ? found : zero;
       S::store(weights + at, weight);
       delta = S::multiply_add(weight, S::load(dlogits + at), delta);
     });
@@ -88,28 +91,31 @@ void differentiate(const Problem<X>& p, int64_t i, T* weights, T* dlogits, int64
   });
 }
 
-// The sums of a staged row to columns of the map: to[c * width + column].
+// The sums of a staged row as columns of the map: the channels' sums at an address that is returned, `pitch` apart.
 template <typename T>
-void collect(const Columns& columns, int64_t channels, const T* sums, T* to, int64_t width) {
-  for (int64_t c = 0; c < channels; ++c) {
-    T* row = to + c * width;
-    for (int64_t j = 0; j < columns.size; ++j) {
-      row[j] = 0;
+T* collect(const Columns& columns, int64_t channels, T* sums, T* line, int64_t width, int64_t* pitch) {
+  const Run* whole = nullptr;
+  for (const Run& run : columns.runs) {
+    whole = run.step == 1 && run.count == columns.size ? &run : whole;
+  }
+  if (whole == nullptr) {
+    std::memset(line, 0, channels * width * sizeof(T));
+  }
+  T* found = whole == nullptr ? line : sums + whole->place;
+  *pitch = whole == nullptr ? width : columns.plane;
+  for (const Run& run : columns.runs) {
+    if (&run == whole) {
+      continue;
     }
-    for (const Run& run : columns.runs) {
-      const T* from = sums + c * columns.plane + run.place;
-      T* at = row + run.source;
-      if (run.step == 1) {
-        for (int64_t n = 0; n < run.count; ++n) {
-          at[n] += from[n];
-        }
-      } else {
-        for (int64_t n = 0; n < run.count; ++n) {
-          at[n * run.step] += from[n];
-        }
+    const T* from = sums + run.place;
+    T* to = found + run.source;
+    for (int64_t c = 0; c < channels; ++c, from += columns.plane, to += *pitch) {
+      for (int64_t n = 0; n < run.count; ++n) {
+        to[n * run.step] += from[n];
       }
     }
   }
+  return found;
 }
 
 template <typename X>
@@ -140,13 +146,8 @@ void stage_queries(const Problem<X>& p, const Task& task, const BackwardScratch<
 // The gradient of row i of queries to dq, and zeros where no query sits.
 template <typename X, typename T>
 void write_queries(const Problem<X>& p, const Task& task, const BackwardScratch<X>& scratch, T* sums, int64_t i) {
-  using S = Simd<T>;
   const Columns& columns = p.columns;
   const int64_t padded = columns.padded;
-  const Vector<T> scale = S::broadcast(p.scale);
-  for (int64_t e = 0; e < p.channels * padded; e += S::lanes) {
-    S::store(sums + e, scale * S::load(sums + e));
-  }
   X* row = p.dq.at(task.item, task.head, i * p.stride);
   if (p.stride == 1) {
     return unstage(sums, padded, p.channels, columns.size, p.dq, row);
@@ -168,18 +169,23 @@ void write_queries(const Problem<X>& p, const Task& task, const BackwardScratch<
 
 // Row `row` of the sums of k and v, to where the task leaves them.
 template <typename X, typename T>
-void write_keys(const Problem<X>& p, const Task& task, const Partial<T>& partial, const BackwardScratch<X>& scratch, int64_t row) {
+void write_keys(const Problem<X>& p, const Task& task, const Partial<T>& partial, const BackwardScratch<X>& scratch,
+                int64_t row) {
   const Columns& columns = p.columns;
-  if (partial.dk != nullptr) {
-    const int64_t at = (row - partial.first) * p.channels * columns.size;
-    collect(columns, p.channels, scratch.dkeys(row), partial.dk + at, columns.size);
-    collect(columns, p.channels, scratch.dvalues(row), partial.dv + at, columns.size);
-    return;
+  for (const bool of_keys : {true, false}) {
+    int64_t pitch = 0;
+    T* ring = (of_keys ? scratch.dkeys : scratch.dvalues)(row);
+    const T* sums = collect(columns, p.channels, ring, scratch.line, scratch.width, &pitch);
+    if (T* partial_sums = of_keys ? partial.dk : partial.dv; partial_sums != nullptr) {
+      T* to = partial_sums + (row - partial.first) * p.channels * columns.size;
+      for (int64_t c = 0; c < p.channels; ++c) {
+        move<T>(sums + c * pitch, to + c * columns.size, columns.size);
+      }
+    } else {
+      const Map<X>& map = of_keys ? p.dk : p.dv;
+      unstage(sums, pitch, p.channels, columns.size, map, map.at(task.item, task.head, row));
+    }
   }
-  collect(columns, p.channels, scratch.dkeys(row), scratch.line, scratch.width);
-  unstage(scratch.line, scratch.width, p.channels, columns.size, p.dk, p.dk.at(task.item, task.head, row));
-  collect(columns, p.channels, scratch.dvalues(row), scratch.line, scratch.width);
-  unstage(scratch.line, scratch.width, p.channels, columns.size, p.dv, p.dv.at(task.item, task.head, row));
 }
 
 template <typename X>
@@ -189,14 +195,16 @@ void backward(const Problem<X>& p, const Task& task, const Partial<Wide<X>>& par
   const BackwardScratch<X> scratch(p, memory);
   const Columns& columns = p.columns;
   const int64_t pitch = scratch.pitch, apart = scratch.apart, kernel = p.kernel();
-  const int64_t runs = static_cast<int64_t>(columns.runs.size()), row_elements = p.channels * columns.plane;
+  const int64_t row_elements = p.channels * columns.plane;
   const T* bias = p.bias == nullptr ? nullptr : p.bias + task.head * p.slots();
   Buffer<Visit> list(2 * kernel);
   Buffer<const T*> of(kernel);
   Buffer<T*> to(kernel);
-  for (int64_t e = 0; e < p.slots() * kRound; ++e) {
-    scratch.dbias[e] = 0;
+  std::memset(scratch.dbias, 0, p.slots() * kRound * sizeof(T));
+  for (int64_t j = 0; j < columns.padded; ++j) {
+    scratch.scale[j] = p.scale;
   }
+  const T* const scale[2] = {scratch.scale, scratch.scale};
   int64_t next = p.rows.lowest[task.i0], written = next;  // rows to be staged, and to be written
   each_pair(
       task, apart,
@@ -205,8 +213,7 @@ void backward(const Problem<X>& p, const Task& task, const Partial<Wide<X>>& par
           write_keys(p, task, partial, scratch, written);
         }
         for (; next <= p.rows.highest[last]; ++next) {
-          stage(p.k.at(task.item, task.head, next), p.k, p.channels, columns.runs.data(), runs, scratch.keys(next), columns.plane);
-          stage(p.v.at(task.item, task.head, next), p.v, p.channels, columns.runs.data(), runs, scratch.values(next), columns.plane);
+          stage_keys(p, task, scratch.keys, scratch.values, next);
           std::memset(scratch.dkeys(next), 0, row_elements * sizeof(T));
           std::memset(scratch.dvalues(next), 0, row_elements * sizeof(T));
         }
@@ -224,9 +231,9 @@ void backward(const Problem<X>& p, const Task& task, const Partial<Wide<X>>& par
           differentiate(p, i, scratch.weights[n], scratch.dlogits[n], pitch, scratch.logsumexp[n], scratch.dbias);
         }
         if (pair.count == 2) {
-          weigh<2>(visits, scratch.dlogits, pitch, columns, p.channels, scratch.keys, scratch.out, columns.padded);
+          weigh<2>(visits, scratch.dlogits, pitch, columns, p.channels, scratch.keys, scale, scratch.out, columns.padded);
         } else {
-          weigh<1>(visits, scratch.dlogits, pitch, columns, p.channels, scratch.keys, scratch.out, columns.padded);
+          weigh<1>(visits, scratch.dlogits, pitch, columns, p.channels, scratch.keys, scale, scratch.out, columns.padded);
         }
         for (int64_t n = 0; n < pair.count; ++n) {
           const int64_t i = pair.row(n, apart);
@@ -259,10 +266,9 @@ void backward(const Problem<X>& p, const Task& task, const Partial<Wide<X>>& par
   }
 }
 
-// Row `row` of dk or dv from what `count` tasks have left of it, [D, w] each, in order.
+// A row of dk or dv from what `count` tasks have left of it, [D, w] each, in order.
 template <typename X>
-void finish(const Problem<X>& p, const Map<X>& map, int64_t item, int64_t head, int64_t row, const Wide<X>* const* sums,
-            int64_t count, Wide<X>* line) {
+void finish(const Problem<X>& p, const Map<X>& map, X* row, const Wide<X>* const* sums, int64_t count, Wide<X>* line) {
   const int64_t elements = p.channels * p.columns.size;
   for (int64_t e = 0; e < elements; ++e) {
     Wide<X> total = 0;
@@ -271,7 +277,7 @@ void finish(const Problem<X>& p, const Map<X>& map, int64_t item, int64_t head, 
     }
     line[e] = total;
   }
-  unstage(line, p.columns.size, p.channels, p.columns.size, map, map.at(item, head, row));
+  unstage(line, p.columns.size, p.channels, p.columns.size, map, row);
 }
 
 }  // namespace

@@ -56,7 +56,7 @@ void softmax(const Problem<X>& p, int64_t i, T* weights, T* inverse, T* logsumex
     Vector<T> sum = zero;
     each_slot(p, i, [&](int64_t a, int64_t b) {
       T* slot = weights + (a * kernel + b) * pitch + j;
-      const Vector<T> weight = exponential<T>(S::load(slot) - most);
+      const Vector<T> weight = exponential_below<T>(S::load(slot) - most);
       S::store(slot, weight);
       sum = sum + weight;
     });
@@ -90,9 +90,7 @@ void forward(const Problem<X>& p, const Task& task, Wide<X>* memory) {
       task, apart,
       [&](int64_t, int64_t last) {
         for (; next <= p.rows.highest[last]; ++next) {
-          const int64_t runs = static_cast<int64_t>(columns.runs.size());
-          stage(p.k.at(task.item, task.head, next), p.k, p.channels, columns.runs.data(), runs, scratch.keys(next), columns.plane);
-          stage(p.v.at(task.item, task.head, next), p.v, p.channels, columns.runs.data(), runs, scratch.values(next), columns.plane);
+          stage_keys(p, task, scratch.keys, scratch.values, next);
         }
       },
       [&](const Pair& pair) {
@@ -116,16 +114,13 @@ void forward(const Problem<X>& p, const Task& task, Wide<X>* memory) {
           std::memcpy(p.logsumexp + line * columns.queries, scratch.logsumexp, columns.queries * sizeof(T));
         }
         if (pair.count == 2) {
-          weigh<2>(visits, scratch.weights, padded, columns, p.channels, scratch.values, scratch.out, padded);
+          weigh<2>(visits, scratch.weights, padded, columns, p.channels, scratch.values, scratch.inverse, scratch.out, padded);
         } else {
-          weigh<1>(visits, scratch.weights, padded, columns, p.channels, scratch.values, scratch.out, padded);
+          weigh<1>(visits, scratch.weights, padded, columns, p.channels, scratch.values, scratch.inverse, scratch.out, padded);
         }
         for (int64_t n = 0; n < pair.count; ++n) {
-          for (int64_t e = 0; e < p.channels * padded; e += S::lanes) {
-            const T* inverse = scratch.inverse[n] + e % padded;
-            S::store(scratch.out[n] + e, S::load(inverse) * S::load(scratch.out[n] + e));
-          }
-          unstage(scratch.out[n], padded, p.channels, columns.queries, p.out, p.out.at(task.item, task.head, pair.row(n, apart)));
+          X* row = p.out.at(task.item, task.head, pair.row(n, apart));
+          unstage(scratch.out[n], padded, p.channels, columns.queries, p.out, row);
         }
       });
 }

@@ -43,7 +43,8 @@ Tensor empty_like(const Tensor& q, int64_t height, int64_t width) {
 
 template <typename X>
 Map<X> map_of(const Tensor& tensor) {
-  return {static_cast<X*>(tensor.data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3), tensor.stride(4)};
+  return {static_cast<X*>(tensor.data_ptr()), tensor.stride(0), tensor.stride(1),
+          tensor.stride(2), tensor.stride(3), tensor.stride(4)};
 }
 
 Window checked_window(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias,
@@ -178,18 +179,17 @@ void run_backward(const Problem<X>& p, bool parallel, const std::optional<Tensor
   const int64_t map_size = begins[tasks.bands];
   const Buffer<T> sums(map_size * p.batch * p.heads);
   run<T>(tasks.count, parallel, of_set.backward_scratch(p), [&](int64_t number, T* scratch) {
-    Partial<T> partial{nullptr, nullptr, dbias.has_value() ? dbias_parts.data() + number * p.slots() : nullptr};
+    Partial<T> partial{dbias.has_value() ? dbias_parts.data() + number * p.slots() : nullptr};
     if (tasks.bands > 1) {
       const int64_t band = number % tasks.bands;
       partial.first = first(band);
-      partial.end = end(band);
       partial.dk = sums.data() + number / tasks.bands * map_size + begins[band];
-      partial.dv = partial.dk + (partial.end - partial.first) * row;
+      partial.dv = partial.dk + (end(band) - partial.first) * row;
     }
     of_set.backward(p, tasks[number], partial, scratch);
   });
   if (tasks.bands > 1) {
-    const int64_t scratch_size = round_up(row);
+    const int64_t scratch_size = round_up(row) + kRound;  // rows are read in fours
     run<T>(p.batch * p.heads * rows.size, parallel, scratch_size, [&](int64_t number, T* scratch) {
       const int64_t map = number / rows.size, r = number % rows.size;
       std::vector<const T*> parts;
@@ -201,8 +201,9 @@ void run_backward(const Problem<X>& p, bool parallel, const std::optional<Tensor
             parts.push_back(sums.data() + map * map_size + begins[band] + at * row);
           }
         }
-        of_set.finish(p, of_values ? p.dv : p.dk, map / p.heads, map % p.heads, r, parts.data(),
-                      static_cast<int64_t>(parts.size()), scratch);
+        const Map<X>& of = of_values ? p.dv : p.dk;
+        const int64_t count = static_cast<int64_t>(parts.size());
+        of_set.finish(p, of, of.at(map / p.heads, map % p.heads, r), parts.data(), count, scratch);
       }
     });
   }

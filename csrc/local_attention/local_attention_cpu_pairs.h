@@ -2,6 +2,7 @@
 // instruction set, see common/simd.h.
 #pragma once
 
+#include "local_attention_cpu_exponential.h"
 #include "local_attention_cpu_products.h"
 #include "local_attention_cpu_rows.h"
 
@@ -16,6 +17,8 @@ using local_attention::Problem;
 using local_attention::round_up;
 using local_attention::Rows;
 using local_attention::Task;
+
+constexpr int64_t kAhead = 4;  // rows of keys are asked for before they are staged
 
 // Rows of queries i and i + apart hold rows of keys in common; pairs are taken from blocks of 2 * apart rows.
 PAPEROPS_INLINE int64_t rows_apart(int64_t stride, int64_t dilation) {
@@ -103,6 +106,18 @@ struct Ring {
   int64_t size, row_elements;
   T* operator()(int64_t row) const { return data + row % size * row_elements; }
 };
+
+// Stages row `row` of k and v, and asks for one that will be staged later.
+template <typename X, typename T>
+void stage_keys(const Problem<X>& p, const Task& task, const Ring<T>& keys, const Ring<T>& values, int64_t row) {
+  const Columns& columns = p.columns;
+  const int64_t later = row + kAhead < p.rows.size ? row + kAhead : p.rows.size - 1;
+  const int64_t runs = static_cast<int64_t>(columns.runs.size());
+  prefetch(p.k.at(task.item, task.head, later), p.k, p.channels, columns.size);
+  prefetch(p.v.at(task.item, task.head, later), p.v, p.channels, columns.size);
+  stage(p.k.at(task.item, task.head, row), p.k, p.channels, columns.runs.data(), runs, keys(row), columns.plane);
+  stage(p.v.at(task.item, task.head, row), p.v, p.channels, columns.runs.data(), runs, values(row), columns.plane);
+}
 
 // Weights of both rows of a pair, [k * k, pitch] each, from both rows' x [D, x_pitch] and the staged rows of a ring.
 // Slots whose row of keys is outside the map have the bias, as keys of zeros.

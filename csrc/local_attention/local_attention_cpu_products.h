@@ -3,8 +3,7 @@
 // A row of weights is [k * k, pitch], one slot after the other; of queries, results and gradients [D, pitch].
 #pragma once
 
-#include "../common/simd_math.h"
-#include "local_attention_cpu.h"
+#include "local_attention_cpu_rows.h"
 
 namespace paperops::PAPEROPS_SIMD_NAMESPACE {
 namespace {
@@ -16,17 +15,6 @@ constexpr int kSlotsAtOnce = 7, kChannelsAtOnce = 8, kSpreadChannels = 4, kSprea
 #else
 constexpr int kSlotsAtOnce = 4, kChannelsAtOnce = 4, kSpreadChannels = 2, kSpreadRows = 4;
 #endif
-
-// work(std::integral_constant<int, n>{}) for n from 1 to N.
-template <int N, class Work>
-PAPEROPS_INLINE void with_count(int64_t n, const Work& work) {
-  if constexpr (N > 1) {
-    if (n < N) {
-      return with_count<N - 1>(n, work);
-    }
-  }
-  work(std::integral_constant<int, N>{});
-}
 
 // work(start, std::integral_constant<int, n>{}) for pieces of 0 .. count - 1: of N, and then of what remains.
 template <int N, class Work>
@@ -105,10 +93,10 @@ struct Visits {
   const Visit* begin[4];  // and the end
 };
 
-// out[n][d][j] = sum over visits and b of weights[n][a, b][j] staged[row][d][offset[b] + j], for C channels.
+// out[n][d][j] = factor[n][j] * sum over visits and b of weights[n][a, b][j] staged[row][d][offset[b] + j], for C channels.
 template <int N, int C, typename T, class Staged>
 void weigh_channels(const Visits& visits, const T* const* weights, int64_t pitch, const Columns& columns, int64_t d,
-                    const Staged& staged, T* const* out, int64_t out_pitch) {
+                    const Staged& staged, const T* const* factor, T* const* out, int64_t out_pitch) {
   using S = Simd<T>;
   const int64_t plane = columns.plane, kernel = static_cast<int64_t>(columns.offset.size());
   const int64_t* offset = columns.offset.data();
@@ -147,8 +135,9 @@ void weigh_channels(const Visits& visits, const T* const* weights, int64_t pitch
       }
     }
     for (int n = 0; n < N; ++n) {
+      const Vector<T> own = S::load(factor[n] + j);
       for (int c = 0; c < C; ++c) {
-        S::store(out[n] + (d + c) * out_pitch + j, sums[n][c]);
+        S::store(out[n] + (d + c) * out_pitch + j, sums[n][c] * own);
       }
     }
   }
@@ -156,9 +145,9 @@ void weigh_channels(const Visits& visits, const T* const* weights, int64_t pitch
 
 template <int N, typename T, class Staged>
 void weigh(const Visits& visits, const T* const* weights, int64_t pitch, const Columns& columns, int64_t channels,
-           const Staged& staged, T* const* out, int64_t out_pitch) {
+           const Staged& staged, const T* const* factor, T* const* out, int64_t out_pitch) {
   in_pieces<kChannelsAtOnce>(channels, [&](int64_t d, auto count) {
-    weigh_channels<N, count.value>(visits, weights, pitch, columns, d, staged, out, out_pitch);
+    weigh_channels<N, count.value>(visits, weights, pitch, columns, d, staged, factor, out, out_pitch);
   });
 }
 

@@ -10,6 +10,55 @@ namespace {
 using local_attention::Map;
 using local_attention::Run;
 
+// work(std::integral_constant<int, n>{}) for n from 1 to N.
+template <int N, class Work>
+PAPEROPS_INLINE void with_count(int64_t n, const Work& work) {
+  if constexpr (N > 1) {
+    if (n < N) {
+      return with_count<N - 1>(n, work);
+    }
+  }
+  work(std::integral_constant<int, N>{});
+}
+
+// --- stretches ------------------------------------------------------------------------------------------------------
+
+// Less than a vector: in two pieces of one size, which may overlap.
+template <typename X>
+PAPEROPS_INLINE void copy_few(const X* from, X* to, int64_t count) {
+  if (count >= 8) {
+    __builtin_memcpy(static_cast<void*>(to), from, 8 * sizeof(X));
+    __builtin_memcpy(static_cast<void*>(to + count - 8), from + count - 8, 8 * sizeof(X));
+  } else if (count >= 4) {
+    __builtin_memcpy(static_cast<void*>(to), from, 4 * sizeof(X));
+    __builtin_memcpy(static_cast<void*>(to + count - 4), from + count - 4, 4 * sizeof(X));
+  } else {
+    for (int64_t n = 0; n < count; ++n) {
+      to[n] = from[n];
+    }
+  }
+}
+
+// to[n] = from[n], one of them of T. The last vector is a whole one too, of which some has been moved already.
+template <typename T, typename From, typename To>
+PAPEROPS_INLINE void move(const From* from, To* to, int64_t count) {
+  constexpr int64_t lanes = Simd<T>::lanes;
+  if (count >= lanes) {
+    for (int64_t n = 0; n + lanes < count; n += lanes) {
+      store_vector(to + n, load_vector(from + n));
+    }
+    store_vector(to + count - lanes, load_vector(from + count - lanes));
+  } else if constexpr (std::is_same<From, To>::value) {
+    copy_few(from, to, count);
+  } else {
+    From given[lanes] = {};
+    To found[lanes];
+    copy_few(from, given, count);
+    store_vector(found, load_vector(given));
+    copy_few(found, to, count);
+  }
+}
+
 // --- pixels to planes and back: 4 x 4 transposes --------------------------------------------------------------------
 
 template <typename T>
@@ -19,6 +68,7 @@ struct FourOf {
 template <typename T>
 using Four = typename FourOf<T>::Type;
 
+constexpr int kFew = 8;
 constexpr int64_t kChunk = 64;  // channels that are converted at a time
 
 // to[i * to_pitch + n] = from[n * from_pitch + i] for n, i in 0 .. 3
@@ -40,76 +90,93 @@ PAPEROPS_INLINE void transpose(const T* const* from, int64_t at, T* to, int64_t 
   }
 }
 
-// Four pixels, `channels` side by side in each, to planes.
+// Four pixels, with channels side by side, to planes: as many channels as fours hold. Returns their number.
 template <typename T, typename X>
-PAPEROPS_INLINE void stage_four(const X* const* pixels, int64_t channels, T* staged, int64_t plane) {
-  int64_t c = 0;
+PAPEROPS_INLINE int64_t stage_four(const X* const* pixels, int64_t channels, T* staged, int64_t plane) {
+  const int64_t whole = channels / 4 * 4;
   if constexpr (std::is_same<T, X>::value) {
-    for (; c + 4 <= channels; c += 4) {
+    for (int64_t c = 0; c < whole; c += 4) {
       transpose(pixels, c, staged + c * plane, plane);
     }
   } else {
     T wide[4][kChunk];
     const T* const rows[4] = {wide[0], wide[1], wide[2], wide[3]};
-    for (int64_t start = 0; start + 4 <= channels; start += kChunk) {
-      const int64_t count = (channels - start < kChunk ? channels - start : kChunk) / 4 * 4;
+    for (int64_t start = 0; start < whole; start += kChunk) {
+      const int64_t count = whole - start < kChunk ? whole - start : kChunk;
       for (int64_t n = 0; n < 4; ++n) {
-        each_vector<T>(count, [&](int64_t i, auto extent) {
-          store<T>(wide[n] + i, load<T>(pixels[n] + start + i, extent), extent);
-        });
+        move<T>(pixels[n] + start, wide[n], count);
       }
-      for (c = start; c < start + count; c += 4) {
-        transpose(rows, c - start, staged + c * plane, plane);
+      for (int64_t c = 0; c < count; c += 4) {
+        transpose(rows, c, staged + (start + c) * plane, plane);
       }
     }
   }
-  for (; c < channels; ++c) {
-    for (int64_t n = 0; n < 4; ++n) {
-      staged[c * plane + n] = static_cast<T>(pixels[n][c]);
-    }
-  }
+  return whole;
 }
 
 // --- staging --------------------------------------------------------------------------------------------------------
+
+// A run to planes: to[c * plane + n] = from[c * channel + n * step].
+template <typename T, typename X>
+PAPEROPS_INLINE void stage_run(const X* from, int64_t channel, int64_t step, int64_t channels, int64_t count, T* to,
+                               int64_t plane) {
+  int64_t c = 0;
+  if (channel == 1 && step != 1 && count >= 4) {
+    for (int64_t n = 0; n < count; n += 4) {
+      const int64_t at = n + 4 <= count ? n : count - 4;  // the last four: some of them once more
+      const X* const pixels[4] = {from + at * step, from + (at + 1) * step, from + (at + 2) * step, from + (at + 3) * step};
+      c = stage_four(pixels, channels, to + at, plane);
+    }
+    from += c;
+    to += c * plane;
+  }
+  if (step == 1) {
+    for (; c < channels; ++c, from += channel, to += plane) {
+      move<T>(from, to, count);
+    }
+  } else if (count <= kFew) {  // as at borders
+    with_count<kFew>(count, [&](auto some) {
+      for (; c < channels; ++c, from += channel, to += plane) {
+        for (int64_t n = 0; n < some.value; ++n) {
+          to[n] = static_cast<T>(from[n * step]);
+        }
+      }
+    });
+  } else {
+    for (; c < channels; ++c, from += channel, to += plane) {
+      for (int64_t n = 0; n < count; ++n) {
+        to[n] = static_cast<T>(from[n * step]);
+      }
+    }
+  }
+}
 
 // A row of a map to planes of T, `plane` apart: staged[c * plane + place + n] = channel c at column source + n * step, of
 // every run.
 template <typename T, typename X>
 void stage(const X* row, const Map<const X>& map, int64_t channels, const Run* runs, int64_t count, T* staged,
            int64_t plane) {
-  if (map.channel == 1 && map.column != 1 && channels >= 4) {
-    for (const Run* run = runs; run < runs + count; ++run) {
-      const X* from = row + run->source * map.column;
-      const int64_t step = run->step * map.column;
-      T* to = staged + run->place;
-      int64_t n = 0;
-      for (; n + 4 <= run->count; n += 4) {
-        const X* const pixels[4] = {from + n * step, from + (n + 1) * step, from + (n + 2) * step, from + (n + 3) * step};
-        stage_four(pixels, channels, to + n, plane);
-      }
-      for (; n < run->count; ++n) {
-        for (int64_t c = 0; c < channels; ++c) {
-          to[c * plane + n] = static_cast<T>(from[n * step + c]);
-        }
-      }
-    }
+  for (const Run* run = runs; run < runs + count; ++run) {
+    stage_run(row + run->source * map.column, map.channel, run->step * map.column, channels, run->count,
+              staged + run->place, plane);
+  }
+}
+
+// Asks for a row that will be staged later.
+template <typename X>
+void prefetch(const X* row, const Map<const X>& map, int64_t channels, int64_t columns) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(X));
+  const bool pixels = map.channel == 1;
+  const int64_t outer = pixels ? columns : channels, inner = pixels ? channels : columns;
+  const int64_t step = pixels ? map.column : map.channel;
+  if (!pixels && map.column != 1) {
     return;
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    for (const Run* run = runs; run < runs + count; ++run) {
-      const X* from = row + c * map.channel + run->source * map.column;
-      const int64_t step = run->step * map.column;
-      T* to = staged + c * plane + run->place;
-      int64_t n = 0;
-      if (step == 1) {
-        for (; n + Simd<T>::lanes <= run->count; n += Simd<T>::lanes) {
-          store_vector(to + n, load_vector(from + n));
-        }
-      }
-      for (; n < run->count; ++n) {
-        to[n] = static_cast<T>(from[n * step]);
-      }
+  for (int64_t n = 0; n < outer; ++n) {
+    for (int64_t i = 0; i < inner; i += line) {
+      __builtin_prefetch(row + n * step + i);
     }
+    __builtin_prefetch(row + n * step + inner - 1);
   }
 }
 
@@ -119,37 +186,29 @@ template <typename T, typename X>
 void unstage(const T* staged, int64_t plane, int64_t channels, int64_t count, const Map<X>& map, X* row) {
   if (map.column == 1) {
     for (int64_t c = 0; c < channels; ++c) {
-      each_vector<T>(count, [&](int64_t j, auto extent) {
-        store<T>(row + c * map.channel + j, load<T>(staged + c * plane + j, extent), extent);
-      });
+      move<T>(staged + c * plane, row + c * map.channel, count);
     }
     return;
   }
-  int64_t j = 0;
   T wide[4][kChunk];
-  for (; j + 4 <= count; j += 4) {
+  for (int64_t n = 0; n < count; n += 4) {
+    const int64_t j = n + 4 <= count || count < 4 ? n : count - 4, some = count < 4 ? count : 4;
     for (int64_t start = 0; start < channels; start += kChunk) {
-      const int64_t some = channels - start < kChunk ? channels - start : kChunk;
+      const int64_t rest = channels - start < kChunk ? channels - start : kChunk;
       int64_t c = 0;
-      for (; c + 4 <= some; c += 4) {
+      for (; c + 4 <= rest; c += 4) {  // planes end in whole vectors: there are four columns
         const T* const planes[4] = {staged + (start + c) * plane, staged + (start + c + 1) * plane,
                                     staged + (start + c + 2) * plane, staged + (start + c + 3) * plane};
         transpose(planes, j, wide[0] + c, kChunk);
       }
-      for (; c < some; ++c) {
-        for (int64_t n = 0; n < 4; ++n) {
-          wide[n][c] = staged[(start + c) * plane + j + n];
+      for (; c < rest; ++c) {
+        for (int64_t i = 0; i < 4; ++i) {
+          wide[i][c] = staged[(start + c) * plane + j + i];
         }
       }
-      for (int64_t n = 0; n < 4; ++n) {
-        X* to = row + (j + n) * map.column + start;
-        each_vector<T>(some, [&](int64_t i, auto extent) { store<T>(to + i, load<T>(wide[n] + i, extent), extent); });
+      for (int64_t i = 0; i < some; ++i) {
+        move<T>(wide[i], row + (j + i) * map.column + start, rest);
       }
-    }
-  }
-  for (; j < count; ++j) {
-    for (int64_t c = 0; c < channels; ++c) {
-      row[j * map.column + c] = static_cast<X>(staged[c * plane + j]);
     }
   }
 }
