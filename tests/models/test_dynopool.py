@@ -1,5 +1,6 @@
 """Learned sizes in any model: what is replaced, what is counted, and the gradient of the counts."""
 
+import contextlib
 import copy
 import math
 import pickle
@@ -240,6 +241,41 @@ def test_counts_are_torchs():
         model(images(2, 3, 45, 38))
     assert flops.get_total_flops() == 2 * 2 * counter.macs
     assert [layer.name for layer in counter.layers][:3] == ["stem", "stem.resize", "pool"]
+
+
+class Windows(nn.Module):
+    """Attention of torch's within windows that are folded into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(6, 18)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.unflatten(1, (3, 5)).flatten(0, 1)).chunk(3, 2)  # [B * 3, 5, 6]
+        return functional.scaled_dot_product_attention(q, k[:, :4], v[:, :4, :2])
+
+
+def test_attention_is_counted():
+    with MacsCounter(model := Windows()) as counter:
+        model(torch.rand(2, 15, 6))
+    assert [(layer.name, layer.macs) for layer in counter.layers] == [
+        ("qkv", 15 * 6 * 18),
+        ("scaled_dot_product_attention", 15 * 4 * (6 + 2)),
+    ]
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_acmix_is_counted_and_depends_on_its_maps_scale(backend):
+    model = nn.Sequential(DynOPool2d(), paperops.nn.ACmix(8, 12, 3, 3, 5, 2))
+    with MacsCounter(model) as counter, paperops.use_backend(backend) if backend else contextlib.nullcontext():
+        model(torch.rand(2, 8, 18, 18))
+    found = {layer.name: (layer.macs, [scale.layer_name for scale in layer.scales]) for layer in counter.layers[1:]}
+    assert found == {
+        "conv2d": (8 * 36 * 81, ["0"]),
+        "1.conv_p": (2 * 4 * 81, []),
+        "local_attention": (2 * 9 * 12 * 25, ["0"]),
+        "1.dep_conv": (25 * 36 * 81 + 25 * 25 * 12 * 25, ["0"]),
+    }
 
 
 def scales_by_name(model: nn.Module) -> dict[str, list[str]]:

@@ -24,16 +24,16 @@ Tick = Callable[[], None]
 class Plan(NamedTuple):
     """What is trained, for how long."""
 
-    widths: tuple[int, ...] = (16, 32, 64)  # of ACmix in the stages' blocks; maps between blocks are twice as wide
+    widths: tuple[int, ...] = (8, 16, 32)  # of ACmix in the stages' blocks; maps between blocks are twice as wide
     blocks: int = 2  # of a stage
-    epochs: int = 8
+    epochs: int = 6
     batch: int = 64
     train: int | None = None  # images, all by default
-    seeds: int = 3
+    seeds: int = 2
     rate: float = 4e-3
 
 
-QUICK = Plan(widths=(8, 8), blocks=1, epochs=1, train=128, seeds=1)
+QUICK = Plan(widths=(4, 8), blocks=1, epochs=1, train=128, seeds=1)
 
 
 class Result(NamedTuple):
