@@ -15,7 +15,7 @@ from torch import Tensor
 from paperops.backends import Implementation
 from paperops.ops import _checks
 from paperops.ops._define import define, fold_or_loop, native
-from paperops.reference.local_attention import MASK, PADDING_MODES, REFLECT, SHIFT, Axis, at, attention, axis, softmax
+from paperops.reference.local_attention import MASK, PADDING_MODES, REFLECT, SHIFT, Axis, attention, axis, softmax
 from paperops.reference.nearest import result_dtype
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? bias"
@@ -53,13 +53,23 @@ def _laid_out(function: Any, q: int) -> Implementation:
 # --- backward ------------------------------------------------------------------------------------------------------
 
 
-def _scatter(values: Tensor, rows: Axis, columns: Axis, size: Sequence[int]) -> Tensor:
+def _window(rows: Axis, columns: Axis, width: int) -> tuple[Tensor, Tensor]:
+    """[k * k, Ho, Wo]: the pixels of all slots' keys, by rows, and whether they are the keys' own."""
+    pixels = rows.keys[:, None, :, None] * width + columns.keys[:, None]  # [k, k, Ho, Wo]
+    return pixels.flatten(0, 1), (rows.inside[:, None, :, None] & columns.inside[:, None]).flatten(0, 1)
+
+
+def _gather(x: Tensor, pixels: Tensor, inside: Tensor) -> Tensor:
+    """[B, H, D, k * k, Ho, Wo]: what all slots hold of x [B, H, D, h, w]."""
+    held = x.flatten(3).index_select(3, pixels.flatten()).unflatten(3, tuple(pixels.shape))
+    return torch.where(inside, held, 0)
+
+
+def _scatter(values: Tensor, pixels: Tensor, inside: Tensor, size: Sequence[int]) -> Tensor:
     """The sums [B, H, D, h, w] of values [B, H, D, k * k, Ho, Wo] over all slots that hold a key, in a fixed order."""
-    pixel = rows.keys[:, None, :, None] * size[1] + columns.keys[:, None]  # [k, k, Ho, Wo]
-    inside = (rows.inside[:, None, :, None] & columns.inside[:, None]).flatten(0, 1)
     terms = torch.where(inside, values, 0).flatten(3).permute(3, 0, 1, 2)  # [k * k * Ho * Wo, B, H, D]
     none = terms.new_zeros((size[0] * size[1], *terms.shape[1:]))
-    return none.index_put((pixel.flatten(),), terms, accumulate=True).permute(1, 2, 3, 0).unflatten(3, tuple(size))
+    return none.index_put((pixels.flatten(),), terms, accumulate=True).permute(1, 2, 3, 0).unflatten(3, tuple(size))
 
 
 def gradients(
@@ -69,13 +79,10 @@ def gradients(
     """The gradients of q, k, v and bias, written out: what the kernels compute, differentiable itself."""
     given, wide = (q, bias), result_dtype(q.dtype)
     grad, q, k, v = (value.to(wide) for value in (grad, q, k, v))
-    rows = axis(q.shape[3], kernel_size, stride, dilation, padding, q.device)
-    columns = axis(q.shape[4], kernel_size, stride, dilation, padding, q.device)
-    slots = [(a, b) for a in range(kernel_size) for b in range(kernel_size)]
-    inside = torch.stack([rows.inside[a][:, None] & columns.inside[b] for a, b in slots])  # [k * k, Ho, Wo]
-    # [B, H, D, k * k, Ho, Wo]
-    keys = torch.stack([at(k, rows.keys[a], columns.keys[b], inside[n]) for n, (a, b) in enumerate(slots)], 3)
-    values = torch.stack([at(v, rows.keys[a], columns.keys[b], inside[n]) for n, (a, b) in enumerate(slots)], 3)
+    h, w = size = q.shape[3:]
+    window = kernel_size, stride, dilation, padding, q.device
+    pixels, inside = _window(axis(h, *window), axis(w, *window), w)  # [k * k, Ho, Wo]
+    keys, values = _gather(k, pixels, inside), _gather(v, pixels, inside)  # [B, H, D, k * k, Ho, Wo]
     queries = q[:, :, :, None, ::stride, ::stride]  # [B, H, D, 1, Ho, Wo]
     logits = scale * (queries * keys).sum(2)  # [B, H, k * k, Ho, Wo]
     if bias is not None:
@@ -86,11 +93,13 @@ def gradients(
     share = grad[:, :, :, None]  # [B, H, D, 1, Ho, Wo]
     dweights = (share * values).sum(2)  # [B, H, k * k, Ho, Wo]
     dlogits = weights * (dweights - (weights * dweights).sum(2, keepdim=True))
+    if padding == MASK:
+        dlogits = dlogits.masked_fill(~inside, 0)
     of_queries = scale * (dlogits[:, :, None] * keys).sum(3, keepdim=True)  # [B, H, D, 1, Ho, Wo]
-    own = [axis(pixels, 1, stride, 1, padding, q.device) for pixels in q.shape[3:]]
-    dq = _scatter(of_queries, own[0], own[1], q.shape[3:])
-    dk = _scatter(scale * dlogits[:, :, None] * queries, rows, columns, q.shape[3:])
-    dv = _scatter(weights[:, :, None] * share, rows, columns, q.shape[3:])
+    alone = 1, stride, 1, padding, q.device
+    dq = _scatter(of_queries, *_window(axis(h, *alone), axis(w, *alone), w), size)
+    dk = _scatter(scale * dlogits[:, :, None] * queries, pixels, inside, size)
+    dv = _scatter(weights[:, :, None] * share, pixels, inside, size)
     dbias = q.new_empty(0)
     if wants_bias:
         dbias = dlogits.sum((0, 3, 4)).unflatten(1, (kernel_size, kernel_size))
