@@ -176,19 +176,17 @@ class ACmix(nn.Module):
         return functional.conv2d(x, weight, bias).unflatten(1, (3 * self.head, self.head_dim))
 
     def _positions(self, maps: Tensor) -> Tensor:
-        """p, the same for all heads, ``[1, 1, D, h, w]``, in the dtype and the layout of the maps."""
+        """p, the same for all heads, ``[1, 1 or H, D, h, w]``, in the dtype and the layout of the maps."""
         height, width = maps.shape[-2:]
-        parameter = self.conv_p.weight
-        across, down = (
-            torch.linspace(
-                -1, 1, size, dtype=torch.promote_types(parameter.dtype, torch.float32), device=parameter.device
-            )
-            for size in (width, height)
-        )
-        coordinates = torch.stack(torch.broadcast_tensors(across, down[:, None]))[None]  # [1, 2, h, w]
-        if maps.stride(2) == 1:
-            coordinates = coordinates.contiguous(memory_format=torch.channels_last)
-        return self.conv_p(coordinates.to(parameter.dtype)).to(maps.dtype)[:, None]
+        parameter, by_pixels = self.conv_p.weight, maps.stride(2) == 1
+        made: Any = {"dtype": torch.promote_types(parameter.dtype, torch.float32), "device": parameter.device}
+        across, down = (torch.linspace(-1, 1, size, **made) for size in (width, height))
+        coordinates = torch.stack(torch.broadcast_tensors(across, down[:, None]))[None].to(parameter.dtype)
+        if by_pixels:
+            coordinates = coordinates.contiguous(memory_format=torch.channels_last)  # [1, 2, h, w]
+        p = self.conv_p(coordinates).to(maps.dtype)
+        # Of channels_last maps all heads' channels are side by side: repeated, so that they are taken in one loop.
+        return torch.cat([p] * self.head, 1).unflatten(1, (self.head, -1)) if by_pixels else p[:, None]
 
     def extra_repr(self) -> str:
         shown = f"{self.in_planes}, {self.out_planes}, kernel_att={self.kernel_att}, head={self.head}"
