@@ -11,6 +11,7 @@ from torch import Tensor
 
 import paperops
 from paperops.nn import ACmix
+from paperops.testing import local_attention, shift_conv
 from paperops.testing.registry import BenchCase, Cost, Entry, Refused, Sample
 
 
@@ -135,18 +136,13 @@ ENTRIES = (
         cost=_cost,
         backward_cost=_backward_cost,
         bench=tuple(_bench_cases()),
-        sources=(
-            "csrc/common",
-            "csrc/local_attention",
-            "csrc/shift_conv",
-            "kernels/launch.py",
-            "kernels/local_attention*.py",
-            "kernels/shift_conv*.py",
-            "paperops/nn/acmix.py",
-            "paperops/ops/local_attention.py",
-            "paperops/ops/shift_conv.py",
-            "paperops/reference/local_attention.py",
-            "paperops/reference/shift_conv.py",
+        sources=tuple(
+            dict.fromkeys(
+                (
+                    "paperops/nn/acmix.py",
+                    *(source for entry in (*local_attention.ENTRIES, *shift_conv.ENTRIES) for source in entry.sources),
+                )
+            )
         ),
     ),
 )
