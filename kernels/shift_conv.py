@@ -75,15 +75,20 @@ def plan_maps(
     weights by (group, out, in, row, column) of taps."""
     batch, interpreted = x.shape[0], arch.vendor == "none"
     largest = max(taps)
-    rows = 1 if largest > 5 else 2 if interpreted or largest > 3 or stride > 2 else 4
+    wide = x.dtype == torch.float64
+    # Taps are unrolled: by rows and maps of the result, as far as a thread's registers hold their sums and weights.
+    rows = 1 if largest > 5 else 2 if interpreted or largest > 3 or stride > 2 or (wide and channels_last) else 4
+    if channels_last and largest > 3:
+        rows = 1
     rows = min(rows, triton.next_power_of_2(cells[0]))
-    in_block = min(MAPS, triton.next_power_of_2(outs))
+    in_block = min(MAPS if largest <= 3 else MAPS // 2 if largest <= 5 else 1, triton.next_power_of_2(outs))
     groups = min(32, triton.next_power_of_2(depth)) if channels_last else 1
     row_blocks = triton.cdiv(cells[0], rows)
     lanes = batch * row_blocks * cells[1] * groups
-    block = min(4096, max(32, triton.next_power_of_2(lanes))) if interpreted else 256
-    if x.dtype == torch.float64 and not interpreted:
-        block = 128
+    if interpreted:
+        block = min(4096, max(32, triton.next_power_of_2(lanes)))
+    else:  # two lanes a thread, where its registers hold them: lanes of different groups have weights of their own
+        block = 128 if wide or channels_last else 256
     lane_blocks, out_blocks = triton.cdiv(lanes, block), triton.cdiv(outs, in_block)
     names = ("item", "map", "group", "row", "column")
     arguments = {
@@ -182,8 +187,11 @@ def plan_weight_gradient(
     u_count, v_count = channels // depth * kernel, inputs * kernel
     tile_u = min(32, max(16, triton.next_power_of_2(u_count)))
     tile_v = min(32 if wide else 64, max(16, triton.next_power_of_2(v_count)))
+    precision = dot_precision(x.dtype, 0, arch)
+    # Where no matrix unit multiplies, a thread holds operands in registers.
+    depth_of_step = 16 if precision == "ieee" and x.dtype == torch.float32 else 32
     places = batch * grad.shape[2] * width
-    block = min(1024, max(16, triton.next_power_of_2(places))) if interpreted else 32 if wide else 64
+    block = min(1024, max(16, triton.next_power_of_2(places))) if interpreted else depth_of_step
     row_blocks, column_blocks = triton.cdiv(u_count, tile_u), triton.cdiv(v_count, tile_v)
     tiles = depth * row_blocks * column_blocks
     steps = triton.cdiv(places, block)
@@ -202,7 +210,7 @@ def plan_weight_gradient(
         **{f"grad_{name}": value for name, value in zip(names, by_groups(grad, depth), strict=True)},
         **{f"x_{name}": value for name, value in zip(names, x.stride(), strict=True)},
         "S": stride, "K": kernel, "BU": tile_u, "BV": tile_v, "BP": block, "OPERAND": operand_type(x.dtype, arch),
-        "PRECISION": dot_precision(x.dtype, 0, arch), "ACC": accumulator_type(x.dtype),
+        "PRECISION": precision, "ACC": accumulator_type(x.dtype),
     }  # fmt: skip
     launches = [Launch(weight_gradient_kernel, (tiles * chunks,), arguments, compiler_options(arch))]
     size, summed = depth * u_count * v_count, 1024 if interpreted else 256

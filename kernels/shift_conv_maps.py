@@ -21,9 +21,9 @@ def replaced(values, number: tl.constexpr, value):
 
 @triton.jit
 def add_map(
-    sums, x, weight, there, row, column, height, width, x_row, x_column, left, w_out, w_row, w_column,
-    ONES: tl.constexpr, S: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, R: tl.constexpr, MB: tl.constexpr,
-    ACC: tl.constexpr,
+    sums, x, weight, there, row, column, height, width, x_row, x_column, left,
+    w_out: tl.constexpr, w_row: tl.constexpr, w_column: tl.constexpr, ONES: tl.constexpr,
+    S: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, R: tl.constexpr, MB: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """sums [R, MB] plus what one map adds. `x` and `weight` point to the first tap's, whose pixel is (row, column).
     ONES: the map is 1 inside."""
@@ -56,8 +56,9 @@ def add_map(
 )  # fmt: skip
 def shift_conv_kernel(
     x, weight, out, batch, depth, maps, outs, height, width, rows, columns, before_y, before_x,
-    x_item, x_map, x_group, x_row, x_column, weight_start, w_group, w_out, w_in, w_row, w_column,
+    x_item, x_map, x_group, x_row, x_column, weight_start, w_group, w_in,
     out_start, out_item, out_map, out_group, out_row, out_column, row_blocks, out_blocks, lane_blocks,
+    w_out: tl.constexpr, w_row: tl.constexpr, w_column: tl.constexpr,  # else each weight's address is kept
     BIAS: tl.constexpr, S: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, R: tl.constexpr, MB: tl.constexpr,
     DL: tl.constexpr, P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip

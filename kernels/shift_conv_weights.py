@@ -70,30 +70,30 @@ def weight_gradient_kernel(
     the first 0 where S does not divide, and map number `maps` of x 1 inside. Reads grad and x by their strides.
     """
     program = tl.program_id(0).to(tl.int64)
-    v = program % column_blocks * BV + tl.arange(0, BV)
-    u = program // column_blocks % row_blocks * BU + tl.arange(0, BU)
+    v = (program % column_blocks).to(tl.int32) * BV + tl.arange(0, BV)
+    u = (program // column_blocks % row_blocks).to(tl.int32) * BU + tl.arange(0, BU)
     program = program // column_blocks // row_blocks
     chunk = program % chunks
     d = program // chunks
     m, dx = u // K, u % K
     t, dy = v // K, v % K
-    grad += d * grad_group + m[:, None] * grad_map  # [BU, 1]
-    x += d * x_group + t[None, :] * x_map  # [1, BV]
+    grad += d * grad_group + m.to(tl.int64)[:, None] * grad_map  # [BU, 1]
+    x += d * x_group + t.to(tl.int64)[None, :] * x_map  # [1, BV]
     total = tl.zeros([BU, BV], ACC)
     for step in range(steps):
         place = (chunk * steps + step) * BP + tl.arange(0, BP)
-        q = place % width
-        i = place // width % rows
+        q = (place % width).to(tl.int32)
+        i = (place // width % rows).to(tl.int32)
         item = place // width // rows
         there = item < batch
         shifted = q[None, :] + before - dx[:, None]  # [BU, BP]
         j = shifted // S
         reached = there[None, :] & (u < u_count)[:, None] & (shifted >= 0) & (shifted % S == 0) & (j < columns)
-        at = grad + item[None, :] * grad_item + i[None, :] * grad_row + j * grad_column
-        left = widen(tl.load(at, mask=reached, other=0.0), ACC).to(OPERAND)
+        from_grad = grad + (item * grad_item + i.to(tl.int64) * grad_row)[None, :] + j.to(tl.int64) * grad_column
+        left = widen(tl.load(from_grad, mask=reached, other=0.0), ACC).to(OPERAND)
         y = i[:, None] * S + dy[None, :] - before  # [BP, BV]
         inside = there[:, None] & (v < v_count)[None, :] & (y >= 0) & (y < height)
-        from_x = x + item[:, None] * x_item + y * x_row + q[:, None] * x_column
+        from_x = x + (item * x_item + q.to(tl.int64) * x_column)[:, None] + y.to(tl.int64) * x_row
         right = widen(tl.load(from_x, mask=inside & (t < maps)[None, :], other=0.0), ACC)
         right = tl.where(inside & (t == maps)[None, :], 1.0, right).to(OPERAND)
         total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=ACC)
