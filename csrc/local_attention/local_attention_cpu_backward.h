@@ -210,8 +210,13 @@ void backward(const Problem<X>& p, const Task& task, const Partial<Wide<X>>& par
       task, apart,
       [&](int64_t first, int64_t last) {
         for (; written < p.rows.lowest[first]; ++written) {
+          if (written >= next) {  // between windows that are further apart than wide: no query reaches it
+            std::memset(scratch.dkeys(written), 0, row_elements * sizeof(T));
+            std::memset(scratch.dvalues(written), 0, row_elements * sizeof(T));
+          }
           write_keys(p, task, partial, scratch, written);
         }
+        next = std::max(next, written);
         for (; next <= p.rows.highest[last]; ++next) {
           stage_keys(p, task, scratch.keys, scratch.values, next);
           std::memset(scratch.dkeys(next), 0, row_elements * sizeof(T));

@@ -68,8 +68,9 @@ Window checked_window(const Tensor& q, const Tensor& k, const Tensor& v, const s
   STD_TORCH_CHECK(h >= least && w >= least, "the map is too small for this window");
   STD_TORCH_CHECK(!bias.has_value() || (bias->dim() == 3 && bias->size(0) == q.size(1) && bias->size(1) == kernel &&
                                         bias->size(2) == kernel &&
-                                        accumulator(bias->scalar_type()) == accumulator(q.scalar_type())),
-                  "bias must be [H, k, k]");
+                                        (bias->scalar_type() == q.scalar_type() ||
+                                         bias->scalar_type() == accumulator(q.scalar_type()))),
+                  "bias must be [H, k, k], in the dtype of q or float32");
   return window;
 }
 

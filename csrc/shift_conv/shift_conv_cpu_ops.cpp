@@ -73,7 +73,8 @@ Sizes checked(int64_t batch, int64_t depth, int64_t height, int64_t width, const
     return value.scalar_type() == type || value.scalar_type() == accumulator(type);
   };
   STD_TORCH_CHECK(typed(fc) && typed(conv) && (!bias.has_value() || typed(*bias)), "a weight has the wrong dtype");
-  STD_TORCH_CHECK(depth >= 1 && height >= 1 && width >= 1 && fc.size(1) >= 1 && stride >= 1, "sizes must be positive");
+  STD_TORCH_CHECK(depth >= 1 && height >= 1 && width >= 1 && fc.size(1) >= 1, "sizes must be positive");
+  STD_TORCH_CHECK(stride >= 1 && stride < int64_t{1} << 31, "stride must be from 1 to 2^31");
   STD_TORCH_CHECK(conv.size(0) >= 1 && conv.size(0) % depth == 0, "C must be a multiple of D");
   return {batch, fc.size(1), depth, height, width, conv.size(0), conv.size(2), stride, bias.has_value()};
 }

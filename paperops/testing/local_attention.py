@@ -50,6 +50,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield sample(
         "shift, stride 3, channels last", (1, 2, 4, 8, 7), 5, padding_mode="shift", stride=3, channels_last=True
     )
+    yield sample("windows apart", (1, 2, 3, 14, 11), 3, stride=5, padding_mode="mask")
     yield sample("window larger than the map", (1, 2, 20, 3, 5), 7, padding_mode="mask")
     yield sample("one pixel", (2, 1, 1, 1, 1), 3, padding_mode="zeros")
     yield sample("wide", (1, 1, 17, 6, 70), 3, dilation=3, stride=2, padding_mode="mask", biased=False)
