@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paperops.backends import Implementation
 from paperops.ops import _checks
-from paperops.ops._define import define, fold_or_loop, native
+from paperops.ops._define import define, fold_or_loop, native, triton
 from paperops.reference.local_attention import MASK, PADDING_MODES, REFLECT, SHIFT, Axis, attention, axis, softmax
 from paperops.reference.nearest import result_dtype
 
@@ -149,7 +149,11 @@ backward_op: Any = define(
     "local_attention_backward",
     f"(Tensor grad, {_INPUTS}, Tensor out, Tensor logsumexp, {_WINDOW}, bool wants_bias) "
     "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)",
-    {"reference": _laid_out(_backward_reference, 1), "native": native("local_attention_backward")},
+    {
+        "reference": _laid_out(_backward_reference, 1),
+        "native": native("local_attention_backward"),
+        "triton": triton("local_attention", "local_attention_backward"),
+    },
     fake=_backward_fake,
     save=_backward_save,
     backward=_second_derivative,
@@ -192,7 +196,11 @@ def _derivative(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
 attention_op: Any = define(
     "local_attention",
     f"({_INPUTS}, {_WINDOW}) -> (Tensor out, Tensor logsumexp)",
-    {"reference": _laid_out(_reference, 0), "native": native("local_attention")},
+    {
+        "reference": _laid_out(_reference, 0),
+        "native": native("local_attention"),
+        "triton": triton("local_attention", "local_attention"),
+    },
     fake=_fake,
     save=_save,
     backward=_derivative,

@@ -1,0 +1,132 @@
+"""Local attention forward: each tile of queries goes over the keys of its windows once, with an online softmax."""
+
+import triton
+import triton.language as tl
+
+from .local_attention_tiles import (
+    all_finite,
+    keys_of,
+    load_bias,
+    load_columns,
+    load_rows,
+    program_place,
+    query_tile,
+    scalar,
+    store_rows,
+)
+
+
+@triton.jit
+def store_key_by_key(
+    q, k, v, bias, out, head, scale, dilation, q_at, out_at, there, windows_y, windows_x, largest, share, q_d, k_d, k_y,
+    k_x, v_d, v_y, v_x, out_d, D: tl.constexpr, KERNEL: tl.constexpr, STEP: tl.constexpr, PADDING: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The result without products of matrices, in which a weight of 0, of a key beyond the window, and a value that is
+    not finite make NaN."""
+    LATTICE: tl.constexpr = ((HEIGHT - 1) * STEP + KERNEL) * ((WIDTH - 1) * STEP + KERNEL)
+    for first in range(0, D, CHUNK):
+        total = tl.zeros([there.shape[0], there.shape[1], CHUNK], ACC)
+        for number in range(LATTICE):
+            y, x, exists, a, b, valid = keys_of(
+                tl.zeros([1], tl.int32) + number, windows_y, windows_x, dilation, STEP, KERNEL, PADDING, HEIGHT, WIDTH
+            )
+            logit = tl.zeros([there.shape[0], there.shape[1], 1], ACC)
+            for other in range(0, D, CHUNK):
+                keys = load_rows(k, y.to(INDEX) * k_y + x.to(INDEX) * k_x, exists, k_d, other, D, CHUNK, ACC)
+                logit += tl.sum(load_rows(q, q_at, there, q_d, other, D, CHUNK, ACC) * keys, axis=2)[:, :, None]
+            logit *= scale
+            if bias is not None:
+                logit += load_bias(bias, head, a, b, valid, KERNEL, ACC)
+            weight = tl.exp(tl.where(valid, logit, float("-inf")) - largest[:, :, None])
+            values = load_rows(v, y.to(INDEX) * v_y + x.to(INDEX) * v_x, exists, v_d, first, D, CHUNK, ACC)
+            total += tl.where(valid, weight * values, 0.0)
+        store_rows(out, total * share[:, :, None], out_at, there, out_d, first, D, CHUNK)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "heads", "height", "width", "rows", "columns", "stride", "dilation", "classes", "blocks_y", "blocks_x",
+    ]
+)  # fmt: skip
+def attention_kernel(
+    q, k, v, bias, scale, out, logsumexp, heads, height, width, rows, columns, stride, dilation, classes, blocks_y,
+    blocks_x, q_b, q_h, q_d, q_y, q_x, k_b, k_h, k_d, k_y, k_x, v_b, v_h, v_d, v_y, v_x, out_b, out_h, out_d, out_y,
+    out_x, D: tl.constexpr, KERNEL: tl.constexpr, STEP: tl.constexpr, PADDING: tl.constexpr, HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    KEEP: tl.constexpr, INDEX: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One program: a tile of queries of one class, head and batch element, over the keys (a, b) of their windows,
+
+        out = sum_ab exp(s_ab - lse) v_ab,  s_ab = scale q.k_ab + bias_ab,  lse = log sum_ab exp(s_ab)
+
+    Reads q, k, v [B, H, D, height, width] by their strides and bias [H, KERNEL, KERNEL]; writes out [B, H, D, rows,
+    columns] by its strides and logsumexp [B, H, rows, columns].
+    """
+    G: tl.constexpr = DOWN * ACROSS
+    M: tl.constexpr = HEIGHT * WIDTH
+    image, batch, head, class_y, class_x, block_y, block_x = program_place(heads, classes, blocks_y, blocks_x, INDEX)
+    q += batch * q_b + head * q_h
+    k += batch * k_b + head * k_h
+    v += batch * v_b + head * v_h
+    out += batch * out_b + head * out_h
+    scale = scalar(scale, ACC)
+    i, j, there, windows_y, windows_x = query_tile(
+        height, width, rows, columns, stride, dilation, classes, class_y, class_x, block_y, block_x, KERNEL, STEP,
+        PADDING, HEIGHT, WIDTH, DOWN, ACROSS,
+    )  # fmt: skip
+    q_at = i * stride * q_y + j * stride * q_x
+    queries = ()
+    sums = ()
+    for chunk in tl.static_range(0, D, CHUNK):
+        if KEEP:
+            queries = queries + (load_rows(q, q_at, there, q_d, chunk, D, CHUNK, OPERAND),)
+        sums = sums + (tl.zeros([G, M, CHUNK], ACC),)
+    largest = tl.full([G, M], float("-inf"), ACC)
+    total = tl.zeros([G, M], ACC)
+    for first in tl.range(0, ((HEIGHT - 1) * STEP + KERNEL) * ((WIDTH - 1) * STEP + KERNEL), BLOCK, disable_licm=True):
+        y, x, exists, a, b, valid = keys_of(
+            first + tl.arange(0, BLOCK), windows_y, windows_x, dilation, STEP, KERNEL, PADDING, HEIGHT, WIDTH
+        )
+        logits = tl.zeros([G, M, BLOCK], ACC)
+        for chunk in tl.static_range(0, D, CHUNK):
+            at = y.to(INDEX) * k_y + x.to(INDEX) * k_x
+            keys = load_columns(k, at, exists, k_d, chunk, D, CHUNK, OPERAND)
+            if KEEP:
+                part = queries[chunk // CHUNK]
+            else:
+                part = load_rows(q, q_at, there, q_d, chunk, D, CHUNK, OPERAND)
+            logits = tl.dot(part, keys, logits, input_precision=PRECISION, out_dtype=ACC)
+        logits *= scale
+        if bias is not None:
+            logits += load_bias(bias, head, a, b, valid, KERNEL, ACC)
+        logits = tl.where(valid, logits, float("-inf"))
+        larger = tl.maximum(largest, tl.max(logits, axis=2))  # a NaN is in the weights all the same
+        shift = tl.where(larger == float("-inf"), 0.0, larger)
+        keep = tl.exp(largest - shift)
+        weights = tl.exp(logits - shift[:, :, None])
+        largest = larger
+        total = total * keep + tl.sum(weights, axis=2)
+        changed = ()
+        for chunk in tl.static_range(0, D, CHUNK):
+            at = y.to(INDEX) * v_y + x.to(INDEX) * v_x
+            values = tl.permute(load_columns(v, at, exists, v_d, chunk, D, CHUNK, OPERAND), (0, 2, 1))
+            kept = sums[chunk // CHUNK] * keep[:, :, None]
+            changed = changed + (tl.dot(weights.to(OPERAND), values, kept, input_precision=PRECISION, out_dtype=ACC),)
+        sums = changed
+
+    empty = total == 0
+    largest = tl.where(empty, 0.0, largest)
+    total = tl.where(empty, 1.0, total)
+    lse = tl.where(empty, float("-inf"), largest + tl.log(total))
+    tl.store(logsumexp + image * rows * columns + (i * columns + j), lse, mask=there)
+    out_at = i * out_y + j * out_x
+    if all_finite(sums, there, (D + CHUNK - 1) // CHUNK):
+        for chunk in tl.static_range(0, D, CHUNK):
+            mean = sums[chunk // CHUNK] / total[:, :, None]
+            store_rows(out, mean, out_at, there, out_d, chunk, D, CHUNK)
+    else:
+        store_key_by_key(
+            q, k, v, bias, out, head, scale, dilation, q_at, out_at, there, windows_y, windows_x, largest, 1.0 / total,
+            q_d, k_d, k_y, k_x, v_d, v_y, v_x, out_d, D, KERNEL, STEP, PADDING, HEIGHT, WIDTH, CHUNK, INDEX, ACC,
+        )  # fmt: skip

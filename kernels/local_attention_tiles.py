@@ -1,0 +1,267 @@
+"""Device functions that the kernels of local attention share, and the short table of their launch parameters.
+
+Queries i, and with them the keys of their windows, fall into classes that do not meet: i = c + classes * t, where
+classes = dilation / g and g = gcd(stride, dilation). Along an axis the keys of a class lie on a *lattice*, at
+residue + dilation * m, where m < 0 and m >= count are beyond the map; query t has slot a at m = start(t) + a, and
+start(t + 1) = start(t) + STEP, STEP = stride / g. So whatever stride and dilation are, the windows of neighbouring
+queries of a class overlap in neighbouring keys. A program takes DOWN x ACROSS sub-tiles of HEIGHT x WIDTH neighbours,
+tensors [sub-tile, place, ...]; each multiplies its places with the lattice that their windows cover, block by block.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .arithmetic import widen
+from .launch import Architecture, compiler_options
+
+REFLECT, ZEROS, MASK, SHIFT = range(4)  # the op's padding
+
+
+# --- geometry --------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def program_place(heads, classes, blocks_y, blocks_x, INDEX: tl.constexpr):
+    """Of this program: image (batch element and head) as int64; batch element; head; class and tile by axis."""
+    program = tl.program_id(0)
+    block_x = (program % blocks_x).to(INDEX)
+    block_y = (program // blocks_x % blocks_y).to(INDEX)
+    program = program // blocks_x // blocks_y
+    class_x = (program % classes).to(INDEX)
+    class_y = (program // classes % classes).to(INDEX)
+    image = (program // classes // classes).to(tl.int64)
+    return image, image // heads, image % heads, class_y, class_x, block_y, block_x
+
+
+@triton.jit
+def places(HEIGHT: tl.constexpr, WIDTH: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr):
+    """Row and column, in a program's tile, of each sub-tile [G, 1], and in a sub-tile of each place [1, M]."""
+    sub_tile = tl.arange(0, DOWN * ACROSS)[:, None]
+    place = tl.arange(0, HEIGHT * WIDTH)[None, :]
+    return sub_tile // ACROSS * HEIGHT, sub_tile % ACROSS * WIDTH, place // WIDTH, place % WIDTH
+
+
+@triton.jit
+def window_start(number, count, KERNEL: tl.constexpr, PADDING: tl.constexpr):
+    """Where on its lattice of `count` keys the window of the query at `number` begins."""
+    start = number - KERNEL // 2
+    if PADDING == 3:
+        start = tl.minimum(tl.maximum(start, 0), count - KERNEL)
+    return start
+
+
+@triton.jit
+def query_axis(
+    first, place, class_number, pixels, stride, dilation, classes,
+    KERNEL: tl.constexpr, STEP: tl.constexpr, PADDING: tl.constexpr,
+):  # fmt: skip
+    """Of queries first + place of a class their numbers, and as (base, after, residue, pixels) their windows: on the
+    lattice of that residue the window of each sub-tile's first begins at base, and that of each as far after it."""
+    residue = class_number * stride % dilation
+    origin = class_number * stride // dilation
+    count = (pixels - residue + dilation - 1) // dilation
+    base = window_start(origin + first * STEP, count, KERNEL, PADDING)
+    start = window_start(origin + (first + place) * STEP, count, KERNEL, PADDING)
+    return class_number + classes * (first + place), (base, start - base, residue, pixels)
+
+
+@triton.jit
+def query_tile(
+    height, width, rows, columns, stride, dilation, classes, class_y, class_x, block_y, block_x,
+    KERNEL: tl.constexpr, STEP: tl.constexpr, PADDING: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr,
+):  # fmt: skip
+    """Row, column [G, M] and whether they are there, and the windows by axis, of a program's queries."""
+    top, left, y, x = places(HEIGHT, WIDTH, DOWN, ACROSS)
+    i, windows_y = query_axis(
+        block_y * (HEIGHT * DOWN) + top, y, class_y, height, stride, dilation, classes, KERNEL, STEP, PADDING
+    )
+    j, windows_x = query_axis(
+        block_x * (WIDTH * ACROSS) + left, x, class_x, width, stride, dilation, classes, KERNEL, STEP, PADDING
+    )
+    return i, j, (i < rows) & (j < columns), windows_y, windows_x
+
+
+@triton.jit
+def key_axis(number, windows, dilation, PADDING: tl.constexpr):
+    """Of keys [N] of the lattices that windows cover, counted from their base: coordinates [G, N] and whether they are
+    there, and which slot of each window they are [G, M, N]."""
+    base, after, residue, pixels = windows
+    at = residue + dilation * (base + number[None, :])
+    if PADDING == 0:
+        at = tl.abs(at)
+        at = tl.where(at < pixels, at, 2 * (pixels - 1) - at)
+    return at, (at >= 0) & (at < pixels), number[None, None, :] - after[:, :, None]
+
+
+@triton.jit
+def keys_of(
+    number, windows_y, windows_x, dilation, STEP: tl.constexpr, KERNEL: tl.constexpr, PADDING: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Of keys [N] of the sub-tiles' lattices, counted by rows: row, column and whether there is one [G, N]; slots
+    (a, b) and whether it is one [G, M, N]."""
+    LATTICE_Y: tl.constexpr = (HEIGHT - 1) * STEP + KERNEL
+    LATTICE_X: tl.constexpr = (WIDTH - 1) * STEP + KERNEL
+    y, there_y, a = key_axis(number // LATTICE_X, windows_y, dilation, PADDING)
+    x, there_x, b = key_axis(number % LATTICE_X, windows_x, dilation, PADDING)
+    there = there_y & there_x & (number < LATTICE_Y * LATTICE_X)[None, :]
+    valid = (a >= 0) & (a < KERNEL) & (b >= 0) & (b < KERNEL)
+    if PADDING == 2:
+        valid = valid & there[:, None, :]
+    return y, x, there, a, b, valid
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def scalar(value, ACC: tl.constexpr):
+    """A real parameter; float64 comes as a tensor, for a number reaches a GPU as float32."""
+    if ACC == tl.float64:
+        return tl.load(value)
+    else:
+        return value
+
+
+@triton.jit
+def load_rows(pointer, offsets, there, step, first, D: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr):
+    """CHUNK channels of the pixels at offsets [G, M], `step` from channel to channel: [G, M, CHUNK], 0 where there is
+    no pixel."""
+    d = first + tl.arange(0, CHUNK)
+    mask = there[:, :, None]
+    if D % CHUNK != 0:
+        mask = mask & (d < D)[None, None, :]
+    at = pointer + (offsets[:, :, None] + (d.to(offsets.dtype) * step)[None, None, :])
+    values = tl.load(at, mask=mask, other=0.0)
+    if values.dtype == TYPE:
+        return values
+    else:
+        return widen(values, TYPE)
+
+
+@triton.jit
+def load_columns(pointer, offsets, there, step, first, D: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr):
+    """The same as [G, CHUNK, M]."""
+    d = first + tl.arange(0, CHUNK)
+    mask = there[:, None, :]
+    if D % CHUNK != 0:
+        mask = mask & (d < D)[None, :, None]
+    at = pointer + (offsets[:, None, :] + (d.to(offsets.dtype) * step)[None, :, None])
+    values = tl.load(at, mask=mask, other=0.0)
+    if values.dtype == TYPE:
+        return values
+    else:
+        return widen(values, TYPE)
+
+
+@triton.jit
+def store_rows(pointer, values, offsets, there, step, first, D: tl.constexpr, CHUNK: tl.constexpr):
+    """values [G, M, CHUNK] into the places of load_rows."""
+    d = first + tl.arange(0, CHUNK)
+    mask = there[:, :, None]
+    if D % CHUNK != 0:
+        mask = mask & (d < D)[None, None, :]
+    at = pointer + (offsets[:, :, None] + (d.to(offsets.dtype) * step)[None, None, :])
+    tl.store(at, values.to(pointer.dtype.element_ty), mask=mask)
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def all_finite(sums, there, COUNT: tl.constexpr):
+    """Whether the first COUNT of the tensors [G, M, CHUNK] are finite wherever [G, M] are there."""
+    wrong = tl.zeros_like(sums[0]).to(tl.int32)
+    for chunk in tl.static_range(COUNT):
+        wrong |= tl.where(tl.abs(sums[chunk]) < float("inf"), 0, 1)
+    wrong *= there.to(tl.int32)[:, :, None]
+    return tl.max(tl.max(tl.max(wrong, axis=2), axis=1), axis=0) == 0
+
+
+@triton.jit
+def load_bias(bias, head, a, b, valid, KERNEL: tl.constexpr, ACC: tl.constexpr):
+    """The bias [H, KERNEL, KERNEL] of slots (a, b)."""
+    at = bias + head * (KERNEL * KERNEL) + (a * KERNEL + b)
+    return widen(tl.load(at, mask=valid, other=0.0), ACC)
+
+
+# --- launch parameters -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Height and width of a sub-tile, sub-tiles of a program down and across, keys (or queries) of a block, the most
+    channels of an operand, warps, and whether the operands of a program's own places are kept, or loaded for each
+    block."""
+
+    height: int
+    width: int
+    down: int
+    across: int
+    block: int
+    chunk: int
+    warps: int
+    keep: bool = True
+
+    def options(self, arch: Architecture) -> dict[str, Any]:
+        return compiler_options(arch, self.warps) | {"num_stages": 1}
+
+    def constants(self, d: int) -> dict[str, Any]:
+        chunk = min(max(triton.next_power_of_2(d), 16), self.chunk)
+        return {
+            "D": d, "CHUNK": chunk, "HEIGHT": self.height, "WIDTH": self.width, "DOWN": self.down,
+            "ACROSS": self.across, "BLOCK": self.block, "KEEP": self.keep,
+        }  # fmt: skip
+
+
+def tiles(arch: Architecture, dtype: torch.dtype, precision: str, d: int, kernel: str, biased: bool) -> Tiles:
+    """Of the kernel "forward", "queries" or "keys"."""
+    if arch.vendor == "none":
+        name = "interpreter"
+    elif dtype == torch.float64:
+        name = "float64"
+    else:
+        name = precision if dtype == torch.float32 else "16-bit"
+    width = "wide" if d > 64 else "middle" if d > 16 else "narrow"
+    for key in (f"{name} {width} {arch.name}", f"{name} {arch.name}", f"{name} {width} {arch.vendor}",
+                f"{name} {arch.vendor}", f"{name} {width}", name):  # fmt: skip
+        known = TILES.get(key, {})
+        found = (known.get(f"{kernel} bias") if biased else None) or known.get(kernel)
+        if found is not None:
+            return found
+    raise AssertionError(f"no tiles of {name}, {kernel}")
+
+
+KERNELS = ("forward", "queries", "keys")
+
+# Sub-tiles of 2 x 8 places are the least that products take; windows of 7 x 7 cover 8 x 14 keys with them. Chosen so
+# that nothing spills. The interpreter pays by the program.
+TILES = {
+    "interpreter": dict.fromkeys(KERNELS, Tiles(4, 8, 2, 2, 128, 64, 4)),
+    "16-bit": {
+        "forward": Tiles(2, 8, 4, 1, 32, 16, 4),
+        "queries": Tiles(2, 8, 4, 1, 64, 16, 4),
+        "keys": Tiles(2, 8, 4, 1, 32, 16, 4),
+    },
+    "16-bit middle": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 32, 16, 4)) | {"keys": Tiles(2, 8, 4, 1, 16, 16, 4)},
+    "16-bit wide": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4, keep=False)),
+    "tf32": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 32, 16, 4)),
+    "tf32 middle": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4)),
+    "tf32 wide": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4, keep=False)),
+    "ieee": {
+        "forward": Tiles(2, 8, 4, 1, 32, 16, 4),
+        "queries": Tiles(2, 8, 4, 1, 32, 16, 4),
+        "queries bias": Tiles(2, 8, 4, 1, 16, 16, 4, keep=False),
+        "keys": Tiles(2, 8, 4, 1, 16, 16, 8),
+    },
+    "ieee middle": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 32, 16, 8, keep=False)),
+    "ieee wide": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 8, keep=False)),
+    "float64": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4)),
+    "float64 middle": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4, keep=False)),
+    "float64 wide": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4, keep=False)),
+}
