@@ -256,7 +256,7 @@ TILES = {
     "ieee": {
         "forward": Tiles(2, 8, 4, 1, 32, 16, 4),
         "queries": Tiles(2, 8, 4, 1, 32, 16, 4),
-        "queries bias": Tiles(2, 8, 4, 1, 16, 16, 4, keep=False),
+        "queries bias": Tiles(2, 8, 2, 1, 16, 16, 4, keep=False),
         "keys": Tiles(2, 8, 4, 1, 16, 16, 8),
     },
     "ieee middle": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 32, 16, 8, keep=False)),
