@@ -110,6 +110,8 @@ def test_every_window_against_explicit_loops(target, padding_mode, kernel_size):
             shape = (1 if INTERPRETED else 2, 1, 3, h, w)
             compare_with_loops(target, shape, kernel_size, padding_mode, stride, dilation, next(layouts))
             checked += 1
+    if fits(padding_mode, kernel_size, 1, 14):  # windows apart: no query reaches what is between them
+        compare_with_loops(target, (1, 1, 3, 23, 14), kernel_size, padding_mode, kernel_size + 2, 1, next(layouts))
     # Every stride meets a border, and every dilation but one that fits no map of these.
     assert checked >= (2 if INTERPRETED else 6)
 
