@@ -61,7 +61,9 @@ Window checked_window(const Tensor& q, const Tensor& k, const Tensor& v, const s
   STD_TORCH_CHECK(kernel >= 1 && kernel % 2 == 1 && kernel < (1 << 15), "kernel_size must be odd, and less than 2^15");
   STD_TORCH_CHECK(stride >= 1 && stride < limit && dilation >= 1 && dilation < limit && padding >= 0 && padding <= 3,
                   "stride and dilation must be from 1 to 2^31, padding from 0 to 3");
-  const Window window{kernel, stride, dilation, static_cast<Padding>(padding)};
+  // Beyond the map there is one query, and no neighbour.
+  const int64_t most = std::max(h, w);
+  const Window window{kernel, std::min(stride, most), std::min(dilation, most), static_cast<Padding>(padding)};
   const int64_t least = window.padding == Padding::reflect ? kernel / 2 * dilation + 1
                         : window.padding == Padding::shift ? kernel * dilation
                                                            : 1;
@@ -129,13 +131,13 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
     if (bias.has_value()) {
       given.emplace(*bias);
     }
-    Problem<X> p{b, heads, q.size(2), rows, columns, window.padding, stride, dilation, static_cast<T>(scale),
+    Problem<X> p{b, heads, q.size(2), rows, columns, window.padding, window.stride, window.dilation, static_cast<T>(scale),
                  given.has_value() ? given->data() : nullptr, map_of<const X>(q), map_of<const X>(k), map_of<const X>(v)};
     p.out = map_of<X>(out);
     p.logsumexp = static_cast<T*>(logsumexp.data_ptr());
     const Kernels<X> of_set = kernels<X>();
     // Rows of keys at the edge of a task are staged twice.
-    const Tasks tasks(b * heads, heads, rows.queries, divide_up(kernel * dilation, stride), kTasks);
+    const Tasks tasks(b * heads, heads, rows.queries, divide_up(kernel * window.dilation, window.stride), kTasks);
     run<T>(tasks.count, worth_threads(q, rows, columns), of_set.forward_scratch(p),
            [&](int64_t number, T* scratch) { of_set.forward(p, tasks[number], scratch); });
   });
@@ -252,7 +254,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     if (bias.has_value()) {
       given.emplace(*bias);
     }
-    Problem<X> p{b, heads, q.size(2), rows, columns, window.padding, stride, dilation, static_cast<T>(scale),
+    Problem<X> p{b, heads, q.size(2), rows, columns, window.padding, window.stride, window.dilation, static_cast<T>(scale),
                  given.has_value() ? given->data() : nullptr, map_of<const X>(q), map_of<const X>(k), map_of<const X>(v)};
     p.logsumexp = static_cast<T*>(logsumexp.data_ptr());
     p.grad = map_of<const X>(grad);

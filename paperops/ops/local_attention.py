@@ -264,7 +264,7 @@ def local_attention_2d(
     Args:
         q, k, v: ``[B, H, D, h, w]``, float16, bfloat16, float32 or float64, all of one dtype. Any strides; views of one
             tensor are not copied.
-        kernel_size: of the window, odd.
+        kernel_size: of the window, odd, less than 2**15.
         stride: of the queries.
         dilation: step between the keys of a window.
         padding_mode: what the window holds beyond the map: ``"reflect"``, the map mirrored at its outermost pixels (as
@@ -310,6 +310,8 @@ def local_attention_2d(
     kernel_size = _checks.positive_int("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd; got {kernel_size}")
+    if kernel_size >= 2**15:
+        raise ValueError(f"kernel_size must be less than 2**15; got {kernel_size}")
     stride, dilation = _checks.positive_int("stride", stride), _checks.positive_int("dilation", dilation)
     _checks.choice("padding_mode", padding_mode, PADDING_MODES)
     _check_window(q.shape[3:], kernel_size, dilation, padding_mode)

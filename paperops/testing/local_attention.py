@@ -87,6 +87,7 @@ def _refused(device: torch.device) -> Iterator[Refused]:
     yield refused("k of another dtype", TypeError, "k must have the dtype of q, torch.float32; got", k=q.double())
     yield refused("v elsewhere", ValueError, "v must be on the device of q.*meta", v=q.to("meta"))
     yield refused("even kernel", ValueError, "kernel_size must be odd; got 4", kernel_size=4)
+    yield refused("huge kernel", ValueError, r"kernel_size must be less than 2\*\*15", kernel_size=2**15 + 1)
     for name in ("kernel_size", "stride", "dilation"):
         yield refused(f"{name} 0", ValueError, f"{name} must be at least 1; got 0", **{name: 0})
         yield refused(f"{name} 1.0", TypeError, f"{name} must be an int; got float", **{name: 1.0})
