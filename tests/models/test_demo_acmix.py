@@ -67,6 +67,7 @@ def test_short_run(tmp_path):
     assert list(metrics["rates"]) == ["1", "2"]
     assert (tmp_path / "out" / "acmix.png").stat().st_size > 20_000
     text = console.export_text()
+    assert text.count(" recognised, ") == 3  # a line a network, as this is no terminal
     assert "Held-out digits" in text and text.count("ACmix wins") + text.count("ACmix does not win") == 2
 
 
@@ -76,6 +77,23 @@ def test_reference_makes_it_short(tmp_path, monkeypatch):
     with paperops.use_backend("reference"):
         assert acmix.run(tmp_path, console=console) == 0
     assert "slow definition" in console.export_text()
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        acmix.run(tmp_path / "out", console=Console(record=True), quick=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_no_folder(tmp_path):
+    console = Console(record=True, width=300)
+    (tmp_path / "out").touch()
+    assert acmix.run(tmp_path / "out", console=console, quick=True) == 2
+    assert "out is a file" in console.export_text()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ parameters, from several seeds: which recognises more, and how the two weights o
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import time
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from paperops import backends
+from paperops.demos import needs
 
 __all__ = ["run"]
 
@@ -39,23 +38,15 @@ def run(
         Whether it beats the others is reported, and is no matter of the status.
     """
     console = console or Console()
-    for module in ("sklearn", "matplotlib"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            message = f"The demonstration needs {module} ({error}): pip install '.[demo]' in the checkout"
-            console.print(message, style="red", markup=False, highlight=False)
-            return 2
+    if message := needs.lacking("sklearn", "matplotlib"):
+        return needs.refuse(console, message)
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    if output.exists() and not output.is_dir():
+        return needs.refuse(console, f"{output} is a file, and the results need a folder: name another")
     started = time.perf_counter()
-    chosen = {op: backends.candidates(op, "cpu")[0] for op in ("local_attention", "shift_conv")}
-    for op, backend in chosen.items():
-        if backend == "reference" and not quick:
-            why = backends.why_not(op, "native", "cpu") or "the reference is forced"
-            message = f"ACmix runs on its slow definition here ({op}: {why}), so the run is a small one."
-            console.print(message, style="yellow", markup=False, highlight=False)
-            quick = True
+    chosen: dict[str, str] = {}
+    for op in ("local_attention", "shift_conv"):
+        chosen[op], quick = needs.backend_of(op, "ACmix", console, quick=quick)
 
     from paperops.demos.acmix import picture, training
     from paperops.demos.dynopool.data import load
@@ -64,7 +55,8 @@ def run(
     results: dict[str, list[training.Result]] = {kind: [] for kind in training.KINDS}
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     held_out_count = 0
-    with torch.random.fork_rng(devices=[]), Progress(*columns, console=console) as progress:
+    watched = console.is_terminal
+    with torch.random.fork_rng(devices=[]), Progress(*columns, console=console, disable=not watched) as progress:
         for each in range(seed, seed + plan.seeds):
             digits, held_out = load("enlarged", each)
             held_out_count += len(held_out.images)
@@ -72,7 +64,12 @@ def run(
             for kind in training.KINDS:
                 task = progress.add_task(f"seed {each}: {kind}", total=steps)
                 tick = partial(progress.advance, task)
-                results[kind].append(training.train(kind, digits, held_out, plan, each, tick))
+                result = training.train(kind, digits, held_out, plan, each, tick)
+                results[kind].append(result)
+                if not watched:
+                    line = f"seed {each}: {kind}: {result.accuracy:.1%} recognised, {result.seconds:.0f} s"
+                    console.print(line, markup=False, highlight=False)
+    output.mkdir(parents=True, exist_ok=True)  # here, so that an interrupted run leaves none
     picture.draw(output / "acmix.png", held_out.images[:4, 0], results)
     metrics: dict[str, Any] = {"seed": seed, "seeds": plan.seeds, "quick": quick, "backends": chosen}
     metrics |= {"torch": torch.__version__, "held_out": held_out_count}
