@@ -1,5 +1,7 @@
 """ACmix's networks: published counts, names, values of each kind of layer written out, sizes, weights, refusals."""
 
+import inspect
+
 import pytest
 import torch
 from torch.nn import functional
@@ -113,7 +115,12 @@ def test_names_and_shapes(name):
 
 def odd_size(name):
     """An odd size that the network takes, and not much larger than it must be."""
-    return {"san": (129, 131), "res": (97, 101)}.get(name[:3], (65, 95))
+    return {"san": (129, 131), "res": (97, 101)}.get(name[:3], (65, 95)) if name != "resnet26" else (49, 63)
+
+
+def smallest(name):
+    """Pixels a side."""
+    return {"resnet26": 49}.get(name) or {"res": 97, "san": 128, "pvt": 32, "swi": 1}[name[:3]]
 
 
 def has_gradient(name, key):
@@ -280,6 +287,24 @@ def test_refused(name):
             without_data(name, *arguments)
     with pytest.raises(ValueError, match=r"images must have shape \[B, 3, H, W\]; got \[1, 4, 8, 8\]"):
         without_data(name)(torch.empty(1, 4, 8, 8, device="meta"))
-    if name != "swin_tiny":  # which takes any size
-        with pytest.raises(ValueError, match="'reflect' needs|maps must have more than|at least 32 pixels"):
-            without_data(name)(torch.empty(1, 3, 31, 64, device="meta"))
+    with pytest.raises(ValueError, match=r"images must have shape \[B, 3, H, W\]; got \[3, 224, 224\]"):
+        without_data(name)(torch.empty(3, 224, 224, device="meta"))
+    with pytest.raises(TypeError, match="images must have a floating dtype; got torch.uint8: convert them"):
+        without_data(name)(torch.empty(1, 3, 224, 224, dtype=torch.uint8, device="meta"))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_smallest_images(name, monkeypatch):
+    """The smallest that are said to do run, in training too; of those a pixel lower or narrower some layer cannot."""
+    model, least = without_data(name, 5, 2), smallest(name)
+    assert model(torch.empty(2, 2, least, least, device="meta")).shape == (2, 5)
+    assert ("any size" if least == 1 else f"{least} at least") in getattr(acmix, name).__doc__
+    if least > 1:
+        for size in ((least - 1, 224), (224, least - 1)):
+            images, got = torch.empty(2, 2, *size, device="meta"), f"got {size[0]} x {size[1]}"
+            with pytest.raises(ValueError, match=f"images must be at least {least} x {least} pixels .*; {got}"):
+                model(images)
+            with monkeypatch.context() as unchecked:
+                unchecked.setattr(inspect.getmodule(type(model)), "check_images", lambda *_: None)
+                with pytest.raises((ValueError, RuntimeError), match="'reflect' needs|[Pp]adding size|alculated.*size"):
+                    model(images)

@@ -12,11 +12,12 @@ from paperops.ops import _checks
 
 _WIDTHS, _HEADS, _REDUCTIONS, _EXPANSIONS = (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
 _PRETRAINED = 224  # the side of the images whose positions are parameters
+_SMALLEST = 32  # pixels a side: one on the last map
 _STOCHASTIC_DEPTH = 0.1
 
 
 def pvt_tiny(num_classes: int = 1000, in_channels: int = 3) -> PVT:
-    """PVT-ACmix with two blocks a stage: see :func:`pvt_small`."""
+    """PVT-ACmix with two blocks a stage: see :func:`pvt_small`. H and W are 32 at least."""
     return PVT((2, 2, 2, 2), num_classes, in_channels)
 
 
@@ -37,13 +38,14 @@ def pvt_small(num_classes: int = 1000, in_channels: int = 3) -> PVT:
         in_channels: channels of the images.
 
     Returns:
-        A module from images ``[B, in_channels, H, W]`` to ``[B, num_classes]``, H and W 32 at least; what is left of
-        them beyond a multiple of 32 may be left out. Learned positions are those of 224 x 224 pixels, resampled for
-        other sizes. Parameters have the names of PVT's code. In training, blocks are skipped for single images with a
-        probability that grows with depth to 0.1.
+        A module from floating images ``[B, in_channels, H, W]`` to ``[B, num_classes]``, H and W 32 at least; what is
+        left of them beyond a multiple of 32 may be left out. Learned positions are those of 224 x 224 pixels,
+        resampled for other sizes. Parameters have the names of PVT's code. In training, blocks are skipped for single
+        images with a probability that grows with depth to 0.1.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the message names it.
+        TypeError, ValueError: an argument is not as above, or images are not, before any layer runs; the message names
+            what was expected and what came.
 
     Example:
         >>> import torch
@@ -153,9 +155,7 @@ class PVT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, num_classes]` of images `[B, in_channels, H, W]`."""
-        check_images(images, self.in_channels)
-        if min(images.shape[2:]) < 32:
-            raise ValueError(f"images must have at least 32 pixels a side; got {list(images.shape[2:])}")
+        check_images(images, self.in_channels, _SMALLEST)
         x = images
         for stage in range(1, 5):
             tokens, height, width = getattr(self, f"patch_embed{stage}")(x)

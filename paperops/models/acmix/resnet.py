@@ -8,14 +8,19 @@ from paperops.models.images import check_images
 from paperops.nn.acmix import ACmix
 from paperops.ops import _checks
 
+_REACH = 3  # of attention's windows of 7 x 7
+
 
 def resnet26(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
-    """ResNet-ACmix with blocks 1, 2, 4, 1: see :func:`resnet50`."""
+    """ResNet-ACmix with blocks 1, 2, 4, 1: see :func:`resnet50`. H and W are 49 at least.
+
+    The last stage has but a strided block, whose windows lie on maps 16 times smaller than the images.
+    """
     return ResNet((1, 2, 4, 1), num_classes, in_channels)
 
 
 def resnet38(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
-    """ResNet-ACmix with blocks 2, 3, 5, 2: see :func:`resnet50`."""
+    """ResNet-ACmix with blocks 2, 3, 5, 2: see :func:`resnet50`. H and W are 97 at least."""
     return ResNet((2, 3, 5, 2), num_classes, in_channels)
 
 
@@ -30,18 +35,19 @@ def resnet50(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
         in_channels: channels of the images.
 
     Returns:
-        A module from images ``[B, in_channels, H, W]`` to ``[B, num_classes]``. H and W are 97 at least: the last maps,
-        32 times smaller, must have more than 3 pixels a side, which is what windows reach beyond the border.
+        A module from floating images ``[B, in_channels, H, W]`` to ``[B, num_classes]``. H and W are 97 at least: the
+        last maps, 32 times smaller, must have more than 3 pixels a side, which is what windows reach beyond the border.
         Parameters have the names of torchvision's ``resnet50`` and of the authors' code.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the message names it.
+        TypeError, ValueError: an argument is not as above, or images are not, before any layer runs; the message names
+            what was expected and what came.
 
     Example:
         >>> import torch
         >>> from paperops.models.acmix import resnet26
         >>> model = resnet26(10).eval()
-        >>> model(torch.rand(1, 3, 97, 101)).shape
+        >>> model(torch.rand(1, 3, 49, 64)).shape
         torch.Size([1, 10])
     """
     return ResNet((3, 4, 6, 3), num_classes, in_channels)
@@ -54,7 +60,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(before, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = ACmix(width, width, kernel_att=7, head=4, kernel_conv=3, stride=stride)
+        self.conv2 = ACmix(width, width, kernel_att=2 * _REACH + 1, head=4, kernel_conv=3, stride=stride)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
@@ -79,6 +85,9 @@ class ResNet(nn.Module):
     def __init__(self, blocks: tuple[int, int, int, int], num_classes: int, in_channels: int) -> None:
         super().__init__()
         self.in_channels = _checks.positive_int("in_channels", in_channels)
+        # The smallest map that windows lie on has REACH + 1 pixels a side: the last, or where its stage has the strided
+        # block alone, the one before.
+        self.smallest = _REACH * (32 if blocks[3] > 1 else 16) + 1
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -95,7 +104,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, num_classes]` of images `[B, in_channels, H, W]`."""
-        check_images(images, self.in_channels)
+        check_images(images, self.in_channels, self.smallest)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # [B, 64, h, w]
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # [B, 2048, h, w]
         return self.fc(self.avgpool(x).flatten(1))

@@ -11,15 +11,16 @@ from paperops.models.images import check_images
 from paperops.ops import _checks
 
 _SHARED = 8  # channels of the values that share a weight
+_SMALLEST = 128  # pixels a side: 4 on the last map, from whose border windows of 7 x 7 reach 3 beyond it
 
 
 def san10(num_classes: int = 1000, in_channels: int = 3) -> SAN:
-    """SAN-ACmix with blocks 2, 1, 2, 4, 1: see :func:`san19`."""
+    """SAN-ACmix with blocks 2, 1, 2, 4, 1: see :func:`san19`. H and W are 128 at least."""
     return SAN((2, 1, 2, 4, 1), num_classes, in_channels)
 
 
 def san15(num_classes: int = 1000, in_channels: int = 3) -> SAN:
-    """SAN-ACmix with blocks 3, 2, 3, 5, 2: see :func:`san19`."""
+    """SAN-ACmix with blocks 3, 2, 3, 5, 2: see :func:`san19`. H and W are 128 at least."""
     return SAN((3, 2, 3, 5, 2), num_classes, in_channels)
 
 
@@ -39,11 +40,13 @@ def san19(num_classes: int = 1000, in_channels: int = 3) -> SAN:
         in_channels: channels of the images.
 
     Returns:
-        A module from images ``[B, in_channels, H, W]`` to ``[B, num_classes]``. H and W are 128 at least: the last
-        maps, 32 times smaller, must have more than 3 pixels a side. Parameters have the names of SAN's code.
+        A module from floating images ``[B, in_channels, H, W]`` to ``[B, num_classes]``. H and W are 128 at least: the
+        last maps, 32 times smaller and rounded down, must have more than 3 pixels a side, which is what windows reach
+        beyond the border. Parameters have the names of SAN's code.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the message names it.
+        TypeError, ValueError: an argument is not as above, or images are not, before any layer runs; the message names
+            what was expected and what came.
 
     Example:
         >>> import torch
@@ -78,12 +81,6 @@ class PatchwiseACmix(MixedPaths):
         return self.mixed(self._attention(q, k, v), self.convolution(maps))
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        reach = self.kernel_size // 2
-        if reach >= min(v.shape[2:]):
-            raise ValueError(
-                f"maps must have more than {reach} pixels a side, as far as windows of {self.kernel_size} reach beyond "
-                f"the border; got {list(v.shape[2:])}: the images are too small"
-            )
         patch = torch.cat((q.flatten(2), self._windows(k).flatten(1, 2)), 1)  # [B, narrow * (slots + 1), h * w]
         weights = self.conv_w(patch[:, :, None]).unflatten(1, (-1, self.kernel_size**2))  # [B, n, slots, 1, h * w]
         values = self._windows(v).unflatten(1, (_SHARED, -1))  # channel c has the weight c % n
@@ -134,7 +131,7 @@ class SAN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, num_classes]` of images `[B, in_channels, H, W]`."""
-        check_images(images, self.in_channels)
+        check_images(images, self.in_channels, _SMALLEST)
         x = self.relu(self.bn_in(self.conv_in(images)))
         for stage in range(self.stages):
             entry, norm, layer = (getattr(self, f"{name}{stage}") for name in ("conv", "bn", "layer"))

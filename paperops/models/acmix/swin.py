@@ -17,7 +17,7 @@ _WIDTH, _HEADS = 96, (3, 6, 12, 24)
 
 
 def swin_tiny(num_classes: int = 1000, in_channels: int = 3) -> Swin:
-    """Swin-ACmix with blocks 2, 2, 6, 2 and stochastic depth to 0.2: see :func:`swin_small`."""
+    """Swin-ACmix with blocks 2, 2, 6, 2 and stochastic depth to 0.2: see :func:`swin_small`. Images of any size."""
     return Swin((2, 2, 6, 2), 0.2, num_classes, in_channels)
 
 
@@ -33,13 +33,15 @@ def swin_small(num_classes: int = 1000, in_channels: int = 3) -> Swin:
         in_channels: channels of the images.
 
     Returns:
-        A module from images ``[B, in_channels, H, W]`` to ``[B, num_classes]``; maps that patches or windows do not
-        divide are padded with zeros. Parameters have the names of the authors' code, whose published weights load with
-        ``strict=True``; the tables of indices and masks among them are not needed, and are passed over. In training,
-        blocks are skipped for single images with a probability that grows with depth to 0.3.
+        A module from floating images ``[B, in_channels, H, W]`` of any size, one pixel too, to ``[B, num_classes]``;
+        maps that patches or windows do not divide are padded with zeros. Parameters have the names of the authors'
+        code, whose published weights load with ``strict=True``; the tables of indices and masks among them are not
+        needed, and are passed over. In training, blocks are skipped for single images with a probability that grows
+        with depth to 0.3.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the message names it.
+        TypeError, ValueError: an argument is not as above, or images are not, before any layer runs; the message names
+            what was expected and what came.
 
     Example:
         >>> import torch
