@@ -81,7 +81,8 @@ class ACmix(nn.Module):
     Shapes:
         ``forward(x)``: ``[B, in_planes, h, w]``, of any height and width, contiguous or channels_last, to
         ``[B, out_planes, ceil(h / stride), ceil(w / stride)]``. Attention's channels are head by head, the
-        convolution's channel by channel (d * H + head), as the authors'.
+        convolution's channel by channel (d * H + head), as the authors'. ``torch.compile`` and ``torch.export`` can
+        have batch, height and width dynamic; the least that export is told of a side must be one that the border takes.
 
     Parameters have the names and shapes of the authors' code: ``rate1`` and ``rate2`` ``[1]``, ``conv1``, ``conv2``,
     ``conv3``, ``conv_p``, ``fc.weight [k * k, 3 * H, 1, 1]`` (no bias), ``dep_conv.weight [C, k * k, k, k]`` (the bias
@@ -180,7 +181,7 @@ class ACmix(nn.Module):
         height, width = maps.shape[-2:]
         parameter, by_pixels = self.conv_p.weight, maps.stride(2) == 1
         made: Any = {"dtype": torch.promote_types(parameter.dtype, torch.float32), "device": parameter.device}
-        across, down = (torch.linspace(-1, 1, size, **made) for size in (width, height))
+        across, down = (_from_minus_one_to_one(size, **made) for size in (width, height))
         coordinates = torch.stack(torch.broadcast_tensors(across, down[:, None]))[None].to(parameter.dtype)
         if by_pixels:
             coordinates = coordinates.contiguous(memory_format=torch.channels_last)  # [1, 2, h, w]
@@ -191,6 +192,12 @@ class ACmix(nn.Module):
     def extra_repr(self) -> str:
         shown = f"{self.in_planes}, {self.out_planes}, kernel_att={self.kernel_att}, head={self.head}"
         return f"{shown}, kernel_conv={self.kernel_conv}, stride={self.stride}, dilation={self.dilation}"
+
+
+def _from_minus_one_to_one(size: int, **made: Any) -> Tensor:
+    """``torch.linspace(-1, 1, size)``, which would make a symbolic size a constant."""
+    last = size - 1
+    return (2 * torch.arange(size, **made) - last) / last if last else torch.full((1,), -1.0, **made)
 
 
 def _odd(name: str, value: object) -> int:

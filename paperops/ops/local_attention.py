@@ -318,9 +318,9 @@ def local_attention_2d(
     what = "one value a head and slot of the window"
     _checks.parameter("bias", bias, (q.shape[1], kernel_size, kernel_size), what, q, of="q")
     scale = _checks.finite_number("scale", scale)
-    largest = max(q.shape[3], q.shape[4])
-    if stride > largest:  # then there is one query
-        stride = largest
-    if dilation > largest:  # then there is no neighbour
-        dilation = largest
+    height, width = q.shape[3:]
+    if stride > height and stride > width:  # then there is one query
+        stride = max(height, width)
+    if dilation > height and dilation > width:  # then there is no neighbour
+        dilation = max(height, width)
     return attention_op(q, k, v, bias, kernel_size, stride, dilation, PADDING_MODES.index(padding_mode), scale)[0]

@@ -222,6 +222,24 @@ def test_compiles_whole():
     torch.testing.assert_close(compiled(x), layer(x))
 
 
+def test_exports_with_any_batch_height_and_width():
+    layer = layer_of(8, 8, stride=2)
+    sizes = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
+    exported = torch.export.export(layer, (images(2, 8, 11, 9),), dynamic_shapes=(sizes,)).module()
+    for shape in ((1, 8, 6, 14), (3, 8, 4, 4)):
+        x = images(*shape)
+        torch.testing.assert_close(exported(x), layer(x))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_coordinates(size):
+    p = layer_of(4, 8)._positions(torch.empty(1, 1, 2, size, 3, dtype=DOUBLE))  # [1, 1, D, size, 3]
+    weight, bias = layer_of(4, 8).conv_p.weight[..., 0, 0], layer_of(4, 8).conv_p.bias
+    x, y = torch.tensor([-1.0, 0, 1], dtype=DOUBLE), torch.linspace(-1, 1, size, dtype=DOUBLE)[:, None]
+    expected = bias[:, None, None] + weight[:, 0, None, None] * x + weight[:, 1, None, None] * y
+    torch.testing.assert_close(p[0, 0], expected, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
