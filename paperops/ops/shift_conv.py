@@ -89,12 +89,13 @@ def gradients(
     if x is not None:
         x = x.to(working)
         padded = pad(mixed_maps(x, fc, bias), (kernel // 2,) * 4)
+        # Each row apart, and then the rows: one long product over all pixels, in order, is off by ten times as much.
         taps = [
-            torch.einsum("bdmyx,bdkyx->dmk", grads, at_tap(padded, dy, dx, cells, stride))
+            torch.einsum("bdmyx,bdkyx->bydmk", grads, at_tap(padded, dy, dx, cells, stride)).sum((0, 1))
             for dy in range(kernel)
             for dx in range(kernel)
         ]
-        found[1] = torch.einsum("bdkyx,btdyx->kt", dmixed, x).to(fc_weight.dtype)
+        found[1] = torch.einsum("bdkyx,btdyx->bdykt", dmixed, x).sum((0, 1, 2)).to(fc_weight.dtype)
         found[2] = torch.stack(taps, -1).reshape(conv_weight.shape).to(conv_weight.dtype)
         if fc_bias is not None:
             found[3] = dmixed.sum((0, 1, 3, 4)).to(fc_bias.dtype)
