@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import re
 import time
 import types
 
@@ -411,6 +412,21 @@ def test_sources_of_every_op_exist():
     for entry in registry.entries(layers=True):
         for source, files in records.source_files(entry.sources, root).items():
             assert files, f"{entry}: no file is meant by {source!r}"
+
+
+def test_sources_hold_every_floor_and_what_kernels_import():
+    root = records.checkout()
+    if root is None:
+        pytest.skip("not in a checkout")
+    floors = ("csrc/{}", "kernels/{}*.py", "paperops/ops/{}.py")  # definitions go by op
+    for entry in registry.entries(layers=True):
+        files = {file for found in records.source_files(entry.sources, root).values() for file in found}
+        own = records.source_files(tuple(floor.format(entry.family) for floor in floors), root)
+        for floor, expected in own.items():
+            assert files.issuperset(expected), f"{entry}: {floor} is missing in `sources`"
+        for file in (file for file in files if file.parent == root / "kernels"):
+            for name in re.findall(r"^ *from \.(\w+) import", file.read_text(), re.MULTILINE):
+                assert root / "kernels" / f"{name}.py" in files, f"{entry}: kernels/{name}.py is missing in `sources`"
 
 
 def test_evidence_tells_current_stale_and_missing(quick, tree, tmp_path):

@@ -221,6 +221,7 @@ ROUNDINGS = {torch.float32: 8}
 SOURCES = (
     "csrc/common",
     "csrc/dynopool",
+    "kernels/arithmetic.py",
     "kernels/launch.py",
     "kernels/dynopool*.py",
     "paperops/ops/dynopool.py",

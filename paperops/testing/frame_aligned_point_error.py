@@ -342,6 +342,7 @@ def _bench_cases() -> Iterator[BenchCase]:
 SOURCES = (
     "csrc/common",
     "csrc/frame_aligned_point_error",
+    "kernels/arithmetic.py",
     "kernels/launch.py",
     "kernels/frame_aligned_point_error*.py",
     "paperops/ops/_frames_and_points.py",

@@ -164,6 +164,7 @@ ENTRIES = (
         sources=(
             "csrc/common",
             "csrc/local_attention",
+            "kernels/arithmetic.py",
             "kernels/launch.py",
             "kernels/local_attention*.py",
             "paperops/ops/local_attention.py",

@@ -182,8 +182,8 @@ ENTRIES = (
         sources=(
             "csrc/common",
             "csrc/shift_conv",
-            "kernels/launch.py",
             "kernels/arithmetic.py",
+            "kernels/launch.py",
             "kernels/shift_conv*.py",
             "paperops/ops/shift_conv.py",
             "paperops/reference/shift_conv.py",

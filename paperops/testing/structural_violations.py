@@ -240,6 +240,9 @@ ENTRIES = (
         sources=(
             "csrc/common",
             "csrc/structural_violations",
+            "kernels/arithmetic.py",
+            "kernels/launch.py",
+            "kernels/structural_violations*.py",
             "paperops/ops/structural_violations.py",
             "paperops/reference/structural_violations.py",
         ),
