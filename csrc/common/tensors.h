@@ -44,6 +44,18 @@ inline ScalarType accumulator(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Calls work with a value of the type of a floating-point tensor's elements.
+template <class Work>
+void with_type(ScalarType type, const Work& work) {
+  switch (type) {
+    case ScalarType::Float: return work(float{});
+    case ScalarType::Double: return work(double{});
+    case ScalarType::Half: return work(torch::headeronly::Half{});
+    case ScalarType::BFloat16: return work(torch::headeronly::BFloat16{});
+    default: STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
+  }
+}
+
 // A tensor's elements as T, its accumulator type: the tensor's own memory where it is contiguous and already of that
 // type, else a copy (exact for the narrower types). Empty where there is no tensor.
 template <typename T>

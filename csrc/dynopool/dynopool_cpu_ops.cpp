@@ -49,17 +49,6 @@ Tensor laid_out(const Tensor& tensor, bool channels_last) {
   return tensor;
 }
 
-template <class Work>
-void with_type(ScalarType type, const Work& work) {
-  switch (type) {
-    case ScalarType::Float: return work(float{});
-    case ScalarType::Double: return work(double{});
-    case ScalarType::Half: return work(Half{});
-    case ScalarType::BFloat16: return work(BFloat16{});
-    default: STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
-  }
-}
-
 struct Scale {
   explicit Scale(const Tensor& tensor) {
     STD_TORCH_CHECK(tensor.numel() == 2, "scale must be [2]");

@@ -10,18 +10,6 @@
 namespace paperops::ipa {
 namespace {
 
-// Calls work with a value of X.
-template <class Work>
-void with_type(ScalarType type, const Work& work) {
-  switch (type) {
-    case ScalarType::Float: return work(float{});
-    case ScalarType::Double: return work(double{});
-    case ScalarType::Half: return work(Half{});
-    case ScalarType::BFloat16: return work(BFloat16{});
-    default: STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
-  }
-}
-
 void check(const char* name, const Tensor& tensor, std::initializer_list<int64_t> sizes, ScalarType type) {
   bool fits = tensor.dim() == static_cast<int64_t>(sizes.size()) && tensor.scalar_type() == type;
   for (int64_t d = 0; fits && d < tensor.dim(); ++d) {

@@ -40,17 +40,11 @@ void store_gradient(const Tensor& to, const T* values, int64_t count, double fac
   if (to.numel() == 0) {
     return;
   }
-  const auto copy = [&](auto zero) {
+  with_type(to.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     std::transform(values, values + count, static_cast<S*>(to.data_ptr()) + offset,
                    [factor](T value) { return static_cast<S>(static_cast<Wide<S>>(value * factor)); });
-  };
-  switch (to.scalar_type()) {
-    case ScalarType::Half: return copy(Half{});
-    case ScalarType::BFloat16: return copy(BFloat16{});
-    case ScalarType::Double: return copy(double{});
-    default: return copy(float{});
-  }
+  });
 }
 
 }  // namespace paperops::ipa

@@ -14,17 +14,6 @@ namespace {
 constexpr int64_t kTasks = 16;       // as many there should be, to be shared by threads
 constexpr int64_t kSmall = 1 << 18;  // products of numbers up to which no thread is woken
 
-template <class Work>
-void with_type(ScalarType type, const Work& work) {
-  switch (type) {
-    case ScalarType::Float: return work(float{});
-    case ScalarType::Double: return work(double{});
-    case ScalarType::Half: return work(Half{});
-    case ScalarType::BFloat16: return work(BFloat16{});
-    default: STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
-  }
-}
-
 // Whether the channels of a pixel lie side by side: paperops/ops/local_attention.py, `by_pixels`.
 bool by_pixels(const Tensor& q) { return q.size(2) > 1 && q.stride(2) == 1 && q.stride(4) != 1; }
 

@@ -52,17 +52,6 @@ void copy_strides(const Tensor& from, int64_t* to) {
   }
 }
 
-template <class Work>
-void with_type(ScalarType type, const Work& work) {
-  switch (type) {
-    case ScalarType::Float: return work(float{});
-    case ScalarType::Double: return work(double{});
-    case ScalarType::Half: return work(Half{});
-    case ScalarType::BFloat16: return work(BFloat16{});
-    default: STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
-  }
-}
-
 Sizes checked(int64_t batch, int64_t depth, int64_t height, int64_t width, const Tensor& fc, const Tensor& conv,
               const Optional& bias, int64_t stride, ScalarType type) {
   STD_TORCH_CHECK(fc.dim() == 2 && conv.dim() == 4 && conv.size(2) == conv.size(3) && conv.size(2) % 2 == 1 &&

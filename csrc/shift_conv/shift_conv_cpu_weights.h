@@ -137,18 +137,13 @@ class Weights {
  private:
   template <class Get>
   static void narrow(const Tensor& to, const Get& get) {
-    const auto fill = [&](auto* data) {
-      using X = std::remove_pointer_t<decltype(data)>;
+    with_type(to.scalar_type(), [&](auto zero) {
+      using X = decltype(zero);
+      auto* data = static_cast<X*>(to.data_ptr());
       for (int64_t n = 0; n < to.numel(); ++n) {
         data[n] = static_cast<X>(get(n));
       }
-    };
-    switch (to.scalar_type()) {
-      case ScalarType::Float: return fill(static_cast<float*>(to.data_ptr()));
-      case ScalarType::Double: return fill(static_cast<double*>(to.data_ptr()));
-      case ScalarType::Half: return fill(static_cast<Half*>(to.data_ptr()));
-      default: return fill(static_cast<BFloat16*>(to.data_ptr()));
-    }
+    });
   }
 
   const Sizes s_;
