@@ -29,7 +29,7 @@ demo: install  ## 3D-LMNet, trained on real images, in under two minutes
 
 # Two processes share the files; waiting threads sleep, so that they do not take the cores from each other.
 test: install lint types wheel  ## linters, types and all tests (none needs a GPU)
-	OMP_WAIT_POLICY=passive PAPEROPS_WHEEL="$$(ls dist/*.whl)" $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_WAIT_POLICY=passive PAPEROPS_WHEEL="$$(ls dist/*.whl)" $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install  ## ruff: rules and formatting
 	$(PY) -m ruff check .
