@@ -218,15 +218,17 @@ def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="python -m paperops", description=paperops.__doc__)
     commands = main_parser.add_subparsers(dest="command", required=True)
 
-    def add(function: object, *, ops: bool = False, device: bool = False) -> argparse.ArgumentParser:
+    def add(
+        function: object, *, ops: bool = False, layers: bool = False, device: bool = False
+    ) -> argparse.ArgumentParser:
         name, text = function.__name__, function.__doc__  # type: ignore[attr-defined]
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(function=function)
         if ops:
-            known = sorted({name for entry in registry.entries() for name in (entry.family, entry.name)})
-            command.add_argument(
-                "ops", nargs="*", metavar="OP", help=f"ops or families (default all): {', '.join(known)}"
-            )
+            found = registry.entries(layers=layers)
+            known = sorted({name for entry in found for name in (entry.family, entry.name)})
+            what = "ops, families or layers" if layers else "ops or families"
+            command.add_argument("ops", nargs="*", metavar="OP", help=f"{what} (default all): {', '.join(known)}")
         if device:
             command.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
             command.add_argument("--dtype", choices=DTYPES, help="only this dtype")
@@ -235,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
     add(info)
     command = add(check, ops=True, device=True)
     command.add_argument("--backend", choices=backends.BACKENDS, help="only this implementation")
-    command = add(bench, ops=True, device=True)
+    command = add(bench, ops=True, layers=True, device=True)
     command.add_argument(
         "--against",
         nargs="+",
@@ -244,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--case", default="", metavar="TEXT", help="only the cases whose names contain this")
     command.add_argument("--out", type=Path, metavar="DIR", help="write JSON and plots into this folder")
-    add(evidence, ops=True)
+    add(evidence, ops=True, layers=True)
     command = add(demo)
     command.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(DEMOS)} (default: list them)")
     command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="for demos that take one: what to read")
