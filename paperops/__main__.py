@@ -132,7 +132,7 @@ def check(console: Console, arguments: argparse.Namespace) -> int:
             errors, passed, applied = [], 0, 0
             for title in checks.CHECKS:
                 progress.update(task, description=f"{entry.name}, {backend}, {name}: {title}", advance=1)
-                if not checks.applies(title, entry, device, dtype):
+                if not checks.applies(title, entry, device, dtype, backend):
                     continue
                 applied += 1
                 try:

@@ -27,7 +27,7 @@ def lacks(name, device, backend):
 @pytest.mark.parametrize("entry", entries(), ids=str)
 @pytest.mark.parametrize(("device", "backend"), TARGETS)
 def test_check(device, backend, entry, check, dtype):
-    if dtype not in entry.dtypes or not checks.applies(check, entry, device, dtype):
+    if dtype not in entry.dtypes or not checks.applies(check, entry, device, dtype, backend):
         pytest.skip("does not apply")
     if INTERPRETED and dtype != torch.float32 and check not in ("values", "gradients"):
         pytest.skip("what remains is the same for every dtype, and the interpreter is slow")

@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 import torch
 
-from paperops.backends import MissingImplementation, use_backend
+from paperops.backends import PREFERENCE, MissingImplementation, missing, use_backend
 from paperops.testing.calls import ONLY_SMALL, call
-from paperops.testing.checks.composing import checkpointed, compiles, opcheck, transforms, vmap
+from paperops.testing.checks.composing import checkpointed, compiles, opcheck, traces, transforms, vmap
 from paperops.testing.checks.inputs import autocast, empty_batch, expanded, layouts, refused
 from paperops.testing.checks.numbers import gradcheck, gradients, values
 from paperops.testing.checks.runs import deterministic, fresh_memory_filled, overwritten, synchronises
 from paperops.testing.compare import CheckFailure, Error
 from paperops.testing.registry import Entry
 
-__all__ = ["CHECKS", "CheckFailure", "applies", "fresh_memory_filled", "lacks", "run"]
+__all__ = ["CHECKS", "CheckFailure", "applies", "first_choice", "fresh_memory_filled", "lacks", "run"]
 
 Check = Callable[[Entry, torch.device, torch.dtype], list[Error]]
 
@@ -30,6 +30,7 @@ CHECKS: dict[str, Check] = {
         gradients,
         gradcheck,
         opcheck,
+        traces,
         compiles,
         layouts,
         expanded,
@@ -47,15 +48,21 @@ CHECKS: dict[str, Check] = {
 """Every generic check by name."""
 
 FLOAT64_ONLY = ("gradcheck",)
-DTYPE_FREE = ("refused", "opcheck", "compiles", "vmap", "transforms", "checkpointed", "expanded")
+DTYPE_FREE = ("refused", "opcheck", "traces", "compiles", "vmap", "transforms", "checkpointed", "expanded")
 """Checks that say nothing new for another dtype: run for float32 alone."""
+
+OF_TRACING = ("traces", "compiles")
+"""Checks of what torch sees of an op without running it (that this is what an implementation gives, `opcheck` says):
+run on the backend alone that the device takes by itself."""
 
 OF_KERNELS = ("values", "gradients", "gradcheck", "empty_batch", "overwritten")
 """Checks of what a kernel computes: the ones that are worth their time where every operation is slow."""
 
 
-def applies(check: str, entry: Entry, device: torch.device | str, dtype: torch.dtype) -> bool:
-    """Whether the check says something for this op, device and dtype."""
+def applies(
+    check: str, entry: Entry, device: torch.device | str, dtype: torch.dtype, backend: str | None = None
+) -> bool:
+    """Whether the check says something for this op, device, dtype and, if one is to be forced, backend."""
     if check in entry.exceptions or check in FLOAT64_ONLY and dtype != torch.float64:
         return False
     if ONLY_SMALL and check not in OF_KERNELS:
@@ -64,7 +71,15 @@ def applies(check: str, entry: Entry, device: torch.device | str, dtype: torch.d
         return False
     if check == "autocast" and dtype not in (torch.float16, torch.bfloat16):
         return False
-    return check not in DTYPE_FREE or dtype == torch.float32
+    if check in DTYPE_FREE and dtype != torch.float32:
+        return False
+    return check not in OF_TRACING or backend in (None, first_choice(entry, torch.device(device)))
+
+
+def first_choice(entry: Entry, device: torch.device) -> str | None:
+    """The backend that runs the op, and all its parts, where none is forced; None if there is no such."""
+    there = (name for name in PREFERENCE.get(device.type, ("reference",)) if missing(name, device.type) is None)
+    return next((name for name in there if lacks(entry, device, name) is None), None)
 
 
 def lacks(entry: Entry, device: torch.device, backend: str) -> str | None:

@@ -26,8 +26,7 @@ class _Recorder(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def opcheck(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
-    """``torch.library.opcheck`` of every dispatcher op that the samples reach, forward and backward."""
+def _opcheck(entry: Entry, device: torch.device, dtype: torch.dtype, tests: tuple[str, ...]) -> list[Error]:
     recorder = _Recorder()
     for sample in samples_due(entry, device, dtype):
         with recorder:
@@ -40,10 +39,21 @@ def opcheck(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Erro
             for arg in args
         )
         try:
-            torch.library.opcheck(op, leaves)
+            torch.library.opcheck(op, leaves, test_utils=tests)
         except Exception as error:  # opcheck raises several kinds
             raise CheckFailure(f"opcheck of {name}: {error}") from error
     return []
+
+
+def opcheck(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
+    """``torch.library.opcheck`` of every dispatcher op that the samples reach, forward and backward: its schema, its
+    autograd registration, and its fake against what it returns."""
+    return _opcheck(entry, device, dtype, ("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+def traces(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
+    """The rest of it: traced with dynamic shapes, with gradients, every such op gives what it gives by itself."""
+    return _opcheck(entry, device, dtype, ("test_aot_dispatch_dynamic",))
 
 
 def compiles(entry: Entry, device: torch.device, dtype: torch.dtype) -> list[Error]:
