@@ -164,6 +164,14 @@ def test_own_weights_load_and_implementations_agree(name):
         assert (one - two).abs().max() <= 1e-10 * largest, key
 
 
+@pytest.mark.parametrize("name", ["pvt_tiny", "swin_tiny"])
+def test_exports_with_any_batch(name):
+    model, size = without_data(name, 5, 2).eval(), odd_size(name)
+    batch = {0: torch.export.Dim("b")}
+    exported = torch.export.export(model, (torch.empty(2, 2, *size, device="meta"),), dynamic_shapes=(batch,)).module()
+    assert exported(torch.empty(3, 2, *size, device="meta")).shape == (3, 5)
+
+
 def test_published_tables_of_swin_are_passed_over():
     state = without_data("swin_tiny").state_dict()
     extra = {

@@ -10,6 +10,8 @@ keys and values, is :func:`paperops.shift_conv_2d` in all.
   these, nor of the next: the networks are their own authors', and how the convolution joins is told with each;
 - ``pvt_tiny/small``: of all pixels, to a smaller map.
 
+``torch.export`` can have the batch dynamic in all of them, and in the ResNets and SANs height and width, too.
+
 Parameters (millions) and multiply-adds (10^9, for 224 x 224 pixels) with 1000 classes, as the authors publish them and
 as they are here:
 

@@ -44,7 +44,7 @@ class StochasticDepth(nn.Module):
         if not self.training or self.dropped == 0:
             return x
         kept = 1 - self.dropped
-        return x * x.new_empty((len(x), *(1,) * (x.dim() - 1))).bernoulli_(kept).div_(kept)
+        return x * x.new_empty((x.shape[0], *(1,) * (x.dim() - 1))).bernoulli_(kept).div_(kept)
 
     def extra_repr(self) -> str:
         return f"{self.dropped:.3g}"

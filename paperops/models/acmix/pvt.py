@@ -162,7 +162,7 @@ class PVT(nn.Module):
             tokens = tokens + self._positions(stage, height, width)
             if stage == 4:
                 own = self.cls_token + self.get_parameter("pos_embed4")[:, :1]
-                tokens = torch.cat((own.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), 1)
+                tokens = torch.cat((own.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens), 1)
             for block in getattr(self, f"block{stage}"):
                 tokens = block(tokens, height, width)
             if stage < 4:
