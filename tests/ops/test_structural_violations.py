@@ -10,7 +10,7 @@ import paperops
 from paperops import backends, reference, residues
 from paperops.geometry import Frames
 from paperops.testing.structural_violations import CYSTEINE, PROLINE, UNKNOWN, protein_arguments
-from paperops.testing.targets import targets
+from paperops.testing.targets import INTERPRETED, targets
 
 CPU = torch.device("cpu")
 # The family has no CUDA C++.
@@ -255,13 +255,13 @@ def test_a_disulfide_bridge_is_no_clash(target):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_moving_everything_changes_nothing(target, dtype):
     """A rotation and a translation by 300 A round a coordinate to eps 300 / 2: an error is off by twice that."""
-    given = protein_arguments(1, 60, torch.device(target[0]), dtype)
+    given = protein_arguments(1, 24 if INTERPRETED else 60, torch.device(target[0]), dtype)
     turn = Frames.from_quaternion(torch.tensor([0.3, -0.5, 0.7, 0.2], dtype=torch.float64))
     turn = Frames(turn.rotations.to(target[0]), torch.tensor([173.0, -173.0, 173.0]).double().to(target[0]))
     moved = given | {"positions": turn.apply(given["positions"].double()).to(dtype)}
     one, other = violations(target, **given), violations(target, **moved)
     size = torch.finfo(dtype).eps * float(moved["positions"].abs().max())
-    assert int(one.per_atom_num_clashes.sum()) > 20
+    assert int(one.per_atom_num_clashes.sum()) > (4 if INTERPRETED else 20)
     assert torch.equal(one.per_atom_num_clashes, other.per_atom_num_clashes)
     assert (one.loss - other.loss).abs().max() < 16 * size
     most = int(one.per_atom_num_clashes.max()) + 2 * 13
@@ -287,8 +287,9 @@ def test_the_order_of_residues_does_not_matter_for_clashes(target):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_no_clash_is_passed_over(target, dtype):
     """Far apart, close together, in one heap: counts and sums are those of all pairs."""
-    for n, spread in ((70, None), (40, 1.0), (40, 4.0), (40, 20.0)):
-        given = protein_arguments(2, n, torch.device(target[0]), dtype, spread)
+    cases = (2, 70, None), (2, 40, 1.0), (2, 40, 4.0), (2, 40, 20.0)
+    for *size, spread in ((1, 30, None), (1, 15, 1.0), (1, 25, 10.0)) if INTERPRETED else cases:
+        given = protein_arguments(*size, torch.device(target[0]), dtype, spread)
         found = violations(target, **given)
         exact = reference.structural_violations(**{k: v.double() if k == "positions" else v for k, v in given.items()})
         assert int(exact.per_atom_num_clashes.sum()) > 0
@@ -300,7 +301,7 @@ def test_no_clash_is_passed_over(target, dtype):
 
 @backend
 def test_what_a_masked_atom_holds_does_not_matter(target):
-    given = protein_arguments(2, 23, torch.device(target[0]), torch.float64, spread=3.0)
+    given = protein_arguments(*((1, 9) if INTERPRETED else (2, 23)), torch.device(target[0]), torch.float64, spread=3.0)
     generator = torch.Generator().manual_seed(0)
     mask = given["mask"].bool() & (torch.rand(given["mask"].shape, generator=generator) > 0.3).to(target[0])
     expected, pull = violations(target, **given | {"mask": mask}), gradient(target, **given | {"mask": mask})
