@@ -90,7 +90,7 @@ def _shared_samples(device: torch.device, dtype: torch.dtype, clamp: str) -> Ite
     boolean["positions_mask"][1] = False
     yield Sample("bool masks", odd | boolean | {clamp: None, "eps": 1e-4, "length_scale": 3.0}, large=True)
     yield Sample("one frame", make(2, 1, 19), large=True)
-    yield Sample("one point", make(2, 19, 1))
+    yield Sample("one point", make(2, 19, 1), large=True)
     yield Sample("many frames", make(1, 70, 3))
     yield Sample("one of each", make(1, 1, 1))
     yield Sample("no frames", make(2, 0, 5))
@@ -157,7 +157,7 @@ def _terms_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]
     odd = make(3, 13, 37)
     chains = _chains(odd, 5, device) | {"l1_clamp_distance": 1.5, "between_l1_clamp_distance": 2.5}
     chains |= _term_weights(3, device, dtype)
-    yield Sample("five chains", odd | chains)
+    yield Sample("five chains", odd | chains, large=True)
     yield Sample("five chains, weights", odd | chains | _masks(odd))
     narrow = {name: (chains[name] % 5).to(torch.int32) for name in CHAINS}
     yield Sample(
@@ -166,7 +166,7 @@ def _terms_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]
     one = {name: torch.ones_like(chains[name]) for name in CHAINS}
     yield Sample("one chain", odd | chains | one, large=True)
     apart = {"frame_chains": one["frame_chains"], "position_chains": one["position_chains"] + 1}
-    yield Sample("nothing within a chain", odd | chains | apart)
+    yield Sample("nothing within a chain", odd | chains | apart, large=True)
     empty = make(2, 5, 0)
     yield Sample("chains without points", empty | _chains(empty, 2, device))
     large = make(1, 90, 600)

@@ -96,7 +96,6 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample("no residues", none)
     compact = protein_arguments(2, 37, device, dtype)
     yield Sample("compact", compact | odd)
-    yield Sample("all masked", compact | {"mask": torch.zeros_like(compact["mask"])})
     one_by_one = compact["mask"].clone()
     one_by_one[0, 5:9] = 0
     one_by_one[:, ::3, 4:] = 0
@@ -110,7 +109,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         "unknown residues", compact | odd | {"aatype": unknown, "mask": torch.ones_like(one_by_one)}, large=True
     )
     far = {"positions": compact["positions"] + 300}
-    yield Sample("300 A away", compact | odd | far)
+    yield Sample("300 A away", compact | odd | far, large=True)
 
     # Of samples that are alike to a kernel, one is enough for the interpreter.
     chains = protein_arguments(2, 29, device, dtype) | odd
@@ -127,6 +126,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
 
     dense = protein_arguments(1, 23, device, dtype, spread=2.0) | odd
     yield Sample("overlapping", dense)
+    yield Sample("all masked", dense | {"mask": torch.zeros_like(dense["mask"])})
     bridged = torch.where(dense["residue_index"] % 3 == 0, CYSTEINE, dense["aatype"])
     yield Sample("bridged cysteines", dense | {"aatype": bridged, "mask": torch.ones_like(dense["mask"])})
     yield Sample("coincident", dense | {"positions": torch.full_like(dense["positions"], 3.0)})
