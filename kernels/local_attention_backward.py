@@ -4,11 +4,12 @@ import triton
 import triton.language as tl
 
 from .local_attention_tiles import (
+    add_products,
     all_finite,
     keys_of,
     load_bias,
-    load_columns,
     load_rows,
+    products,
     program_place,
     query_tile,
     scalar,
@@ -18,26 +19,27 @@ from .local_attention_tiles import (
 
 @triton.jit
 def store_cells(
-    dq, values, i, j, there, height, width, stride, d_d, d_y, d_x, first, D: tl.constexpr, CHUNK: tl.constexpr
+    dq, values, i, j, there, height, width, stride, d_d, d_y, d_x, first, D: tl.constexpr, CHUNK: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """values [G, M, CHUNK] where the queries sit, and 0 at the pixels to the next ones."""
     for cell in range(stride * stride):
         y = i * stride + cell // stride
         x = j * stride + cell % stride
         inside = there & (y < height) & (x < width)
-        store_rows(dq, tl.where(cell == 0, values, 0.0), y * d_y + x * d_x, inside, d_d, first, D, CHUNK)
+        store_rows(dq, tl.where(cell == 0, values, 0.0), y * d_y + x * d_x, inside, d_d, first, D, CHUNK, GROUP)
 
 
 @triton.jit
 def store_key_by_key(
-    q, k, v, grad, bias, dq, head, scale, dilation, q_at, grad_at, i, j, there, windows_y, windows_x, lse, delta,
-    height, width, stride, q_d, k_d, k_y, k_x, v_d, v_y, v_x, grad_d, d_d, d_y, d_x, D: tl.constexpr,
+    q, k, v, grad, bias, dq, channel, head, scale, dilation, q_at, grad_at, i, j, there, windows_y, windows_x, lse,
+    delta, height, width, stride, q_d, k_d, k_y, k_x, v_d, v_y, v_x, grad_d, d_d, d_y, d_x, channels, D: tl.constexpr,
     KERNEL: tl.constexpr, STEP: tl.constexpr, PADDING: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    CHUNK: tl.constexpr, GROUP: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The gradient of q without products of matrices, as the forward pass."""
     LATTICE: tl.constexpr = ((HEIGHT - 1) * STEP + KERNEL) * ((WIDTH - 1) * STEP + KERNEL)
-    for first in range(0, D, CHUNK):
+    for first in range(channel, channel + GROUP, CHUNK):
         total = tl.zeros([there.shape[0], there.shape[1], CHUNK], ACC)
         for number in range(LATTICE):
             y, x, exists, a, b, valid = keys_of(
@@ -47,7 +49,7 @@ def store_key_by_key(
             change = tl.zeros([there.shape[0], there.shape[1], 1], ACC)
             k_at = y.to(INDEX) * k_y + x.to(INDEX) * k_x
             v_at = y.to(INDEX) * v_y + x.to(INDEX) * v_x
-            for other in range(0, D, CHUNK):
+            for other in range(0, channels, CHUNK):
                 keys = load_rows(k, k_at, exists, k_d, other, D, CHUNK, ACC)
                 logit += tl.sum(load_rows(q, q_at, there, q_d, other, D, CHUNK, ACC) * keys, axis=2)[:, :, None]
                 values = load_rows(v, v_at, exists, v_d, other, D, CHUNK, ACC)
@@ -57,15 +59,15 @@ def store_key_by_key(
             if bias is not None:
                 logit += load_bias(bias, head, a, b, valid, KERNEL, ACC)
             weight = tl.exp(logit - lse[:, :, None])
-            keys = load_rows(k, k_at, exists, k_d, first, D, CHUNK, ACC)
+            keys = load_rows(k, k_at, exists, k_d, first, D, CHUNK, ACC, GROUP)
             total += tl.where(valid, weight * (change - delta[:, :, None]) * keys, 0.0)
-        store_cells(dq, total * scale, i, j, there, height, width, stride, d_d, d_y, d_x, first, D, CHUNK)
+        store_cells(dq, total * scale, i, j, there, height, width, stride, d_d, d_y, d_x, first, D, CHUNK, GROUP)
 
 
 @triton.jit
 def block_of_weights(
     queries, shares, q, k, v, grad, bias, head, scale, dilation, q_at, grad_at, there, lse, first, windows_y, windows_x,
-    q_d, k_d, k_y, k_x, v_d, v_y, v_x, grad_d, D: tl.constexpr, KERNEL: tl.constexpr, STEP: tl.constexpr,
+    q_d, k_d, k_y, k_x, v_d, v_y, v_x, grad_d, channels, D: tl.constexpr, KERNEL: tl.constexpr, STEP: tl.constexpr,
     PADDING: tl.constexpr, HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, KEEP: tl.constexpr, INDEX: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
@@ -74,22 +76,14 @@ def block_of_weights(
     y, x, exists, a, b, valid = keys_of(
         first + tl.arange(0, BLOCK), windows_y, windows_x, dilation, STEP, KERNEL, PADDING, HEIGHT, WIDTH
     )
-    logits = tl.zeros([lse.shape[0], lse.shape[1], BLOCK], ACC)
-    changes = tl.zeros([lse.shape[0], lse.shape[1], BLOCK], ACC)
     k_at = y.to(INDEX) * k_y + x.to(INDEX) * k_x
     v_at = y.to(INDEX) * v_y + x.to(INDEX) * v_x
-    for chunk in tl.static_range(0, D, CHUNK):
-        keys = load_columns(k, k_at, exists, k_d, chunk, D, CHUNK, OPERAND)
-        if KEEP:
-            part = queries[chunk // CHUNK]
-            share = shares[chunk // CHUNK]
-        else:
-            part = load_rows(q, q_at, there, q_d, chunk, D, CHUNK, OPERAND)
-            share = load_rows(grad, grad_at, there, grad_d, chunk, D, CHUNK, OPERAND)
-        logits = tl.dot(part, keys, logits, input_precision=PRECISION, out_dtype=ACC)
-        values = load_columns(v, v_at, exists, v_d, chunk, D, CHUNK, OPERAND)
-        changes = tl.dot(share, values, changes, input_precision=PRECISION, out_dtype=ACC)
-    logits *= scale
+    logits = scale * products(
+        queries, q, q_at, there, q_d, k, k_at, exists, k_d, channels, D, CHUNK, KEEP, OPERAND, PRECISION, ACC
+    )
+    changes = products(
+        shares, grad, grad_at, there, grad_d, v, v_at, exists, v_d, channels, D, CHUNK, KEEP, OPERAND, PRECISION, ACC
+    )
     if bias is not None:
         logits += load_bias(bias, head, a, b, valid, KERNEL, ACC)
     return tl.exp(logits - lse[:, :, None]), changes, valid, exists, k_at
@@ -116,19 +110,20 @@ def add_slots(
 
 @triton.jit(
     do_not_specialize=[
-        "heads", "height", "width", "rows", "columns", "stride", "dilation", "classes", "blocks_y", "blocks_x",
+        "heads", "channels", "height", "width", "rows", "columns", "stride", "dilation", "classes", "blocks_y",
+        "blocks_x",
     ]
 )  # fmt: skip
 def query_gradient_kernel(
-    grad, q, k, v, bias, out, logsumexp, scale, dq, delta, partial, heads, height, width, rows, columns, stride,
-    dilation, classes, blocks_y, blocks_x, grad_b, grad_h, grad_d, grad_y, grad_x, q_b, q_h, q_d, q_y, q_x, k_b, k_h,
-    k_d, k_y, k_x, v_b, v_h, v_d, v_y, v_x, out_b, out_h, out_d, out_y, out_x, d_b, d_h, d_d, d_y, d_x,
+    grad, q, k, v, bias, out, logsumexp, scale, dq, delta, partial, heads, channels, height, width, rows, columns,
+    stride, dilation, classes, blocks_y, blocks_x, grad_b, grad_h, grad_d, grad_y, grad_x, q_b, q_h, q_d, q_y, q_x,
+    k_b, k_h, k_d, k_y, k_x, v_b, v_h, v_d, v_y, v_x, out_b, out_h, out_d, out_y, out_x, d_b, d_h, d_d, d_y, d_x,
     D: tl.constexpr, KERNEL: tl.constexpr, STEP: tl.constexpr, PADDING: tl.constexpr, HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-    KEEP: tl.constexpr, SLOTS: tl.constexpr, INDEX: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
+    GROUP: tl.constexpr, KEEP: tl.constexpr, SLOTS: tl.constexpr, INDEX: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program: the gradient of a tile of queries, tiles as in attention_kernel,
+    """One program: the gradient of GROUP channels of a tile of queries, tiles as in attention_kernel,
 
         dq = scale sum_ab ds_ab k_ab,  ds_ab = exp(s_ab - lse) (grad.v_ab - delta),  delta = grad.out
 
@@ -136,10 +131,14 @@ def query_gradient_kernel(
     where no query sits, delta [B, H, rows, columns] and, if given, partial [B, H, tiles, KERNEL^2], the sums of ds over
     the tile's queries by slot.
     """
+    if D <= CHUNK:
+        channels = D  # no loop
     G: tl.constexpr = DOWN * ACROSS
     M: tl.constexpr = HEIGHT * WIDTH
     LATTICE_X: tl.constexpr = (WIDTH - 1) * STEP + KERNEL
-    image, batch, head, class_y, class_x, block_y, block_x = program_place(heads, classes, blocks_y, blocks_x, INDEX)
+    channel, image, batch, head, class_y, class_x, block_y, block_x = program_place(
+        heads, classes, blocks_y, blocks_x, D, GROUP, INDEX
+    )
     grad += batch * grad_b + head * grad_h
     q += batch * q_b + head * q_h
     k += batch * k_b + head * k_h
@@ -157,14 +156,16 @@ def query_gradient_kernel(
     shares = ()
     sums = ()
     mean = tl.zeros([G, M], ACC)
-    for chunk in tl.static_range(0, D, CHUNK):
-        if KEEP:
+    if KEEP:
+        for chunk in tl.static_range(0, D, CHUNK):
             queries = queries + (load_rows(q, q_at, there, q_d, chunk, D, CHUNK, OPERAND),)
             shares = shares + (load_rows(grad, grad_at, there, grad_d, chunk, D, CHUNK, OPERAND),)
+    for _chunk in tl.static_range(0, GROUP, CHUNK):
         sums = sums + (tl.zeros([G, M, CHUNK], ACC),)
-        if partial is None:
-            result = load_rows(out, i * out_y + j * out_x, there, out_d, chunk, D, CHUNK, ACC)
-            mean += tl.sum(load_rows(grad, grad_at, there, grad_d, chunk, D, CHUNK, ACC) * result, axis=2)
+    if partial is None:
+        for other in range(0, channels, CHUNK):
+            result = load_rows(out, i * out_y + j * out_x, there, out_d, other, D, CHUNK, ACC)
+            mean += tl.sum(load_rows(grad, grad_at, there, grad_d, other, D, CHUNK, ACC) * result, axis=2)
     at = image * rows * columns + (i * columns + j)
     lse = tl.load(logsumexp + at, mask=there, other=0.0)
     lse = tl.where(lse == float("-inf"), 0.0, lse)
@@ -177,44 +178,42 @@ def query_gradient_kernel(
         for first in tl.range(0, LATTICE, BLOCK, disable_licm=True):
             weights, changes, valid, _exists, _at = block_of_weights(
                 queries, shares, q, k, v, grad, bias, head, scale, dilation, q_at, grad_at, there, lse, first,
-                windows_y, windows_x, q_d, k_d, k_y, k_x, v_d, v_y, v_x, grad_d, D, KERNEL, STEP, PADDING, HEIGHT,
-                WIDTH, BLOCK, CHUNK, KEEP, INDEX, OPERAND, PRECISION, ACC,
+                windows_y, windows_x, q_d, k_d, k_y, k_x, v_d, v_y, v_x, grad_d, channels, D, KERNEL, STEP, PADDING,
+                HEIGHT, WIDTH, BLOCK, CHUNK, KEEP, INDEX, OPERAND, PRECISION, ACC,
             )  # fmt: skip
             whole += tl.sum(tl.where(valid, weights, 0.0), axis=2)
             mean += tl.sum(tl.where(valid, weights * changes, 0.0), axis=2)
         mean /= tl.where(whole == 0, 1.0, whole)
-    tl.store(delta + at, mean, mask=there)
+    if channel == 0:
+        tl.store(delta + at, mean, mask=there)
     for first in tl.range(0, LATTICE, BLOCK, disable_licm=True):
         weights, changes, valid, exists, k_at = block_of_weights(
             queries, shares, q, k, v, grad, bias, head, scale, dilation, q_at, grad_at, there, lse, first, windows_y,
-            windows_x, q_d, k_d, k_y, k_x, v_d, v_y, v_x, grad_d, D, KERNEL, STEP, PADDING, HEIGHT, WIDTH, BLOCK, CHUNK,
-            KEEP, INDEX, OPERAND, PRECISION, ACC,
+            windows_x, q_d, k_d, k_y, k_x, v_d, v_y, v_x, grad_d, channels, D, KERNEL, STEP, PADDING, HEIGHT, WIDTH,
+            BLOCK, CHUNK, KEEP, INDEX, OPERAND, PRECISION, ACC,
         )  # fmt: skip
         dlogits = tl.where(valid, weights * (changes - mean[:, :, None]), 0.0)
         if partial is not None:
             slots = add_slots(slots, dlogits, first, there, windows_y[1], windows_x[1], KERNEL, LATTICE_X, SLOTS)
-        changed = ()
-        for chunk in tl.static_range(0, D, CHUNK):
-            keys = tl.permute(load_columns(k, k_at, exists, k_d, chunk, D, CHUNK, OPERAND), (0, 2, 1))
-            changed = changed + (
-                tl.dot(dlogits.to(OPERAND), keys, sums[chunk // CHUNK], input_precision=PRECISION, out_dtype=ACC),
-            )
-        sums = changed
+        sums = add_products(
+            sums, dlogits.to(OPERAND), k, k_at, exists, k_d, channel, D, CHUNK, GROUP, OPERAND, PRECISION, ACC
+        )
 
     if partial is not None:
-        partial += tl.program_id(0).to(tl.int64) * (KERNEL * KERNEL)
-        for begin in tl.static_range(0, KERNEL * KERNEL, SLOTS):
-            slot = begin + tl.arange(0, SLOTS)
-            tl.store(partial + slot, slots[begin // SLOTS], mask=slot < KERNEL * KERNEL)
-    if all_finite(sums, there, (D + CHUNK - 1) // CHUNK):
-        for chunk in tl.static_range(0, D, CHUNK):
+        if channel == 0:
+            partial += (tl.program_id(0) // ((D + GROUP - 1) // GROUP)).to(tl.int64) * (KERNEL * KERNEL)
+            for begin in tl.static_range(0, KERNEL * KERNEL, SLOTS):
+                slot = begin + tl.arange(0, SLOTS)
+                tl.store(partial + slot, slots[begin // SLOTS], mask=slot < KERNEL * KERNEL)
+    if all_finite(sums, there, GROUP // CHUNK):
+        for chunk in tl.static_range(0, GROUP, CHUNK):
             values = sums[chunk // CHUNK] * scale
-            store_cells(dq, values, i, j, there, height, width, stride, d_d, d_y, d_x, chunk, D, CHUNK)
+            store_cells(dq, values, i, j, there, height, width, stride, d_d, d_y, d_x, channel + chunk, D, CHUNK, GROUP)
     else:
         store_key_by_key(
-            q, k, v, grad, bias, dq, head, scale, dilation, q_at, grad_at, i, j, there, windows_y, windows_x, lse, mean,
-            height, width, stride, q_d, k_d, k_y, k_x, v_d, v_y, v_x, grad_d, d_d, d_y, d_x, D, KERNEL, STEP, PADDING,
-            HEIGHT, WIDTH, CHUNK, INDEX, ACC,
+            q, k, v, grad, bias, dq, channel, head, scale, dilation, q_at, grad_at, i, j, there, windows_y, windows_x,
+            lse, mean, height, width, stride, q_d, k_d, k_y, k_x, v_d, v_y, v_x, grad_d, d_d, d_y, d_x, channels, D,
+            KERNEL, STEP, PADDING, HEIGHT, WIDTH, CHUNK, GROUP, INDEX, ACC,
         )  # fmt: skip
 
 

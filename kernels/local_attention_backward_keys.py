@@ -7,11 +7,12 @@ import triton
 import triton.language as tl
 
 from .local_attention_tiles import (
+    add_products,
     all_finite,
     load_bias,
-    load_columns,
     load_rows,
     places,
+    products,
     program_place,
     scalar,
     store_rows,
@@ -48,13 +49,13 @@ def reaching(number, total, table, cell_y, cell_x, place_y, place_x, COLUMNS: tl
 
 @triton.jit
 def store_query_by_query(
-    grad, q, k, v, bias, logsumexp, delta, dk, dv, table, head, scale, columns, stride, queries_total, cell_y, cell_x,
-    place_y, place_x, there, k_at, v_at, d_at, grad_d, grad_y, grad_x, q_d, q_y, q_x, k_d, v_d, d_d, D: tl.constexpr,
-    KERNEL: tl.constexpr, COLUMNS: tl.constexpr, REACH: tl.constexpr, CHUNK: tl.constexpr, INDEX: tl.constexpr,
-    ACC: tl.constexpr,
+    grad, q, k, v, bias, logsumexp, delta, dk, dv, table, channel, head, scale, columns, stride, queries_total, cell_y,
+    cell_x, place_y, place_x, there, k_at, v_at, d_at, grad_d, grad_y, grad_x, q_d, q_y, q_x, k_d, v_d, d_d,
+    channels, D: tl.constexpr, KERNEL: tl.constexpr, COLUMNS: tl.constexpr, REACH: tl.constexpr, CHUNK: tl.constexpr,
+    GROUP: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The gradients of keys and values without products of matrices, as the forward pass."""
-    for first in range(0, D, CHUNK):
+    for first in range(channel, channel + GROUP, CHUNK):
         keys_total = tl.zeros([there.shape[0], there.shape[1], CHUNK], ACC)
         values_total = tl.zeros([there.shape[0], there.shape[1], CHUNK], ACC)
         for number in range(queries_total):
@@ -65,7 +66,7 @@ def store_query_by_query(
             grad_at = i.to(INDEX) * grad_y + j.to(INDEX) * grad_x
             logit = tl.zeros([there.shape[0], there.shape[1], 1], ACC)
             change = tl.zeros([there.shape[0], there.shape[1], 1], ACC)
-            for other in range(0, D, CHUNK):
+            for other in range(0, channels, CHUNK):
                 queries = load_rows(q, q_at, exists, q_d, other, D, CHUNK, ACC)
                 logit += tl.sum(load_rows(k, k_at, there, k_d, other, D, CHUNK, ACC) * queries, axis=2)[:, :, None]
                 shares = load_rows(grad, grad_at, exists, grad_d, other, D, CHUNK, ACC)
@@ -77,27 +78,29 @@ def store_query_by_query(
             lse = tl.where(lse == float("-inf"), 0.0, lse)
             mean = tl.load(delta + (i * columns + j), mask=exists, other=0.0)
             weight = tl.exp(logit - lse[:, None, :])
-            shares = load_rows(grad, grad_at, exists, grad_d, first, D, CHUNK, ACC)
+            shares = load_rows(grad, grad_at, exists, grad_d, first, D, CHUNK, ACC, GROUP)
             values_total += tl.where(valid, weight * shares, 0.0)
-            queries = load_rows(q, q_at, exists, q_d, first, D, CHUNK, ACC)
+            queries = load_rows(q, q_at, exists, q_d, first, D, CHUNK, ACC, GROUP)
             keys_total += tl.where(valid, weight * (change - mean[:, None, :]) * queries, 0.0)
-        store_rows(dk, keys_total * scale, d_at, there, d_d, first, D, CHUNK)
-        store_rows(dv, values_total, d_at, there, d_d, first, D, CHUNK)
+        store_rows(dk, keys_total * scale, d_at, there, d_d, first, D, CHUNK, GROUP)
+        store_rows(dv, values_total, d_at, there, d_d, first, D, CHUNK, GROUP)
 
 
 @triton.jit(
-    do_not_specialize=["heads", "height", "width", "rows", "columns", "stride", "dilation", "blocks_y", "blocks_x"]
-)
+    do_not_specialize=[
+        "heads", "channels", "height", "width", "rows", "columns", "stride", "dilation", "blocks_y", "blocks_x",
+    ]
+)  # fmt: skip
 def key_gradient_kernel(
-    grad, q, k, v, bias, logsumexp, delta, scale, table, counts, dk, dv, heads, height, width, rows, columns, stride,
-    dilation, blocks_y, blocks_x, grad_b, grad_h, grad_d, grad_y, grad_x, q_b, q_h, q_d, q_y, q_x, k_b, k_h, k_d, k_y,
-    k_x, v_b, v_h, v_d, v_y, v_x, d_b, d_h, d_d, d_y, d_x, D: tl.constexpr, KERNEL: tl.constexpr,
+    grad, q, k, v, bias, logsumexp, delta, scale, table, counts, dk, dv, heads, channels, height, width, rows, columns,
+    stride, dilation, blocks_y, blocks_x, grad_b, grad_h, grad_d, grad_y, grad_x, q_b, q_h, q_d, q_y, q_x, k_b, k_h,
+    k_d, k_y, k_x, v_b, v_h, v_d, v_y, v_x, d_b, d_h, d_d, d_y, d_x, D: tl.constexpr, KERNEL: tl.constexpr,
     COLUMNS: tl.constexpr, REACH: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, DOWN: tl.constexpr,
-    ACROSS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, KEEP: tl.constexpr, INDEX: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    ACROSS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr, KEEP: tl.constexpr,
+    INDEX: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program: the gradients of a tile of the keys and values y = residue + dilation m, over the queries i, each as
-    often as its window reaches the key,
+    """One program: the gradients of GROUP channels of a tile of the keys and values y = residue + dilation m, over the
+    queries i, each as often as its window reaches the key,
 
         dk = scale sum_i ds_i q_i,  dv = sum_i p_i grad_i,  p_i = exp(s_i - lse_i),  ds_i = p_i (grad_i.v - delta_i)
 
@@ -105,10 +108,12 @@ def key_gradient_kernel(
     reach_kernel, of whose lists those of columns have COLUMNS queries at most; writes dk and dv [B, H, D, height,
     width], both of the same strides.
     """
+    if D <= CHUNK:
+        channels = D  # no loop
     G: tl.constexpr = DOWN * ACROSS
     M: tl.constexpr = HEIGHT * WIDTH
-    image, batch, head, residue_y, residue_x, block_y, block_x = program_place(
-        heads, dilation, blocks_y, blocks_x, INDEX
+    channel, image, batch, head, residue_y, residue_x, block_y, block_x = program_place(
+        heads, dilation, blocks_y, blocks_x, D, GROUP, INDEX
     )
     grad += batch * grad_b + head * grad_h
     q += batch * q_b + head * q_h
@@ -134,10 +139,11 @@ def key_gradient_kernel(
     values = ()
     keys_sums = ()
     values_sums = ()
-    for chunk in tl.static_range(0, D, CHUNK):
-        if KEEP:
+    if KEEP:
+        for chunk in tl.static_range(0, D, CHUNK):
             keys = keys + (load_rows(k, k_at, there, k_d, chunk, D, CHUNK, OPERAND),)
             values = values + (load_rows(v, v_at, there, v_d, chunk, D, CHUNK, OPERAND),)
+    for _chunk in tl.static_range(0, GROUP, CHUNK):
         keys_sums = keys_sums + (tl.zeros([G, M, CHUNK], ACC),)
         values_sums = values_sums + (tl.zeros([G, M, CHUNK], ACC),)
     for first in tl.range(0, queries_total, BLOCK, disable_licm=True):
@@ -146,20 +152,27 @@ def key_gradient_kernel(
         )
         q_at = i.to(INDEX) * stride * q_y + j.to(INDEX) * stride * q_x
         grad_at = i.to(INDEX) * grad_y + j.to(INDEX) * grad_x
-        logits = tl.zeros([G, M, BLOCK], ACC)
-        changes = tl.zeros([G, M, BLOCK], ACC)
-        for chunk in tl.static_range(0, D, CHUNK):
-            queries = load_columns(q, q_at, exists, q_d, chunk, D, CHUNK, OPERAND)
-            if KEEP:
-                part = keys[chunk // CHUNK]
-                value = values[chunk // CHUNK]
-            else:
-                part = load_rows(k, k_at, there, k_d, chunk, D, CHUNK, OPERAND)
-                value = load_rows(v, v_at, there, v_d, chunk, D, CHUNK, OPERAND)
-            logits = tl.dot(part, queries, logits, input_precision=PRECISION, out_dtype=ACC)
-            shares = load_columns(grad, grad_at, exists, grad_d, chunk, D, CHUNK, OPERAND)
-            changes = tl.dot(value, shares, changes, input_precision=PRECISION, out_dtype=ACC)
-        logits *= scale
+        logits = scale * products(
+            keys, k, k_at, there, k_d, q, q_at, exists, q_d, channels, D, CHUNK, KEEP, OPERAND, PRECISION, ACC
+        )
+        changes = products(
+            values,
+            v,
+            v_at,
+            there,
+            v_d,
+            grad,
+            grad_at,
+            exists,
+            grad_d,
+            channels,
+            D,
+            CHUNK,
+            KEEP,
+            OPERAND,
+            PRECISION,
+            ACC,
+        )
         if bias is not None:
             logits += load_bias(bias, head, a, b, valid, KERNEL, ACC)
         lse = tl.load(logsumexp + (i * columns + j), mask=exists, other=0.0)  # [G, BLOCK]
@@ -167,33 +180,22 @@ def key_gradient_kernel(
         mean = tl.load(delta + (i * columns + j), mask=exists, other=0.0)
         weights = tl.where(valid, tl.exp(logits - lse[:, None, :]), 0.0)
         dlogits = tl.where(valid, weights * (changes - mean[:, None, :]), 0.0)
-        changed = ()
-        for chunk in tl.static_range(0, D, CHUNK):
-            shares = tl.permute(load_columns(grad, grad_at, exists, grad_d, chunk, D, CHUNK, OPERAND), (0, 2, 1))
-            changed = changed + (
-                tl.dot(
-                    weights.to(OPERAND), shares, values_sums[chunk // CHUNK], input_precision=PRECISION, out_dtype=ACC
-                ),
-            )
-        values_sums = changed
-        changed = ()
-        for chunk in tl.static_range(0, D, CHUNK):
-            queries = tl.permute(load_columns(q, q_at, exists, q_d, chunk, D, CHUNK, OPERAND), (0, 2, 1))
-            changed = changed + (
-                tl.dot(
-                    dlogits.to(OPERAND), queries, keys_sums[chunk // CHUNK], input_precision=PRECISION, out_dtype=ACC
-                ),
-            )
-        keys_sums = changed
+        values_sums = add_products(
+            values_sums, weights.to(OPERAND), grad, grad_at, exists, grad_d, channel, D, CHUNK, GROUP, OPERAND,
+            PRECISION, ACC,
+        )  # fmt: skip
+        keys_sums = add_products(
+            keys_sums, dlogits.to(OPERAND), q, q_at, exists, q_d, channel, D, CHUNK, GROUP, OPERAND, PRECISION, ACC
+        )
 
     d_at = y * d_y + x * d_x
-    if all_finite(keys_sums + values_sums, there, 2 * ((D + CHUNK - 1) // CHUNK)):
-        for chunk in tl.static_range(0, D, CHUNK):
-            store_rows(dk, keys_sums[chunk // CHUNK] * scale, d_at, there, d_d, chunk, D, CHUNK)
-            store_rows(dv, values_sums[chunk // CHUNK], d_at, there, d_d, chunk, D, CHUNK)
+    if all_finite(keys_sums + values_sums, there, 2 * (GROUP // CHUNK)):
+        for chunk in tl.static_range(0, GROUP, CHUNK):
+            store_rows(dk, keys_sums[chunk // CHUNK] * scale, d_at, there, d_d, channel + chunk, D, CHUNK, GROUP)
+            store_rows(dv, values_sums[chunk // CHUNK], d_at, there, d_d, channel + chunk, D, CHUNK, GROUP)
     else:
         store_query_by_query(
-            grad, q, k, v, bias, logsumexp, delta, dk, dv, table, head, scale, columns, stride, queries_total, cell_y,
-            cell_x, place_y, place_x, there, k_at, v_at, d_at, grad_d, grad_y, grad_x, q_d, q_y, q_x, k_d, v_d, d_d, D,
-            KERNEL, COLUMNS, REACH, CHUNK, INDEX, ACC,
+            grad, q, k, v, bias, logsumexp, delta, dk, dv, table, channel, head, scale, columns, stride, queries_total,
+            cell_y, cell_x, place_y, place_x, there, k_at, v_at, d_at, grad_d, grad_y, grad_x, q_d, q_y, q_x, k_d, v_d,
+            d_d, channels, D, KERNEL, COLUMNS, REACH, CHUNK, GROUP, INDEX, ACC,
         )  # fmt: skip

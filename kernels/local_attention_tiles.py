@@ -25,16 +25,19 @@ REFLECT, ZEROS, MASK, SHIFT = range(4)  # the op's padding
 
 
 @triton.jit
-def program_place(heads, classes, blocks_y, blocks_x, INDEX: tl.constexpr):
-    """Of this program: image (batch element and head) as int64; batch element; head; class and tile by axis."""
-    program = tl.program_id(0)
+def program_place(heads, classes, blocks_y, blocks_x, D: tl.constexpr, GROUP: tl.constexpr, INDEX: tl.constexpr):
+    """Of this program: the first of the GROUP channels that it sums; image (batch element and head) as int64; batch
+    element; head; class and tile by axis."""
+    GROUPS: tl.constexpr = (D + GROUP - 1) // GROUP
+    channel = tl.program_id(0) % GROUPS * GROUP
+    program = tl.program_id(0) // GROUPS
     block_x = (program % blocks_x).to(INDEX)
     block_y = (program // blocks_x % blocks_y).to(INDEX)
     program = program // blocks_x // blocks_y
     class_x = (program % classes).to(INDEX)
     class_y = (program // classes % classes).to(INDEX)
     image = (program // classes // classes).to(tl.int64)
-    return image, image // heads, image % heads, class_y, class_x, block_y, block_x
+    return channel, image, image // heads, image % heads, class_y, class_x, block_y, block_x
 
 
 @triton.jit
@@ -95,7 +98,9 @@ def key_axis(number, windows, dilation, PADDING: tl.constexpr):
     if PADDING == 0:
         at = tl.abs(at)
         at = tl.where(at < pixels, at, 2 * (pixels - 1) - at)
-    return at, (at >= 0) & (at < pixels), number[None, None, :] - after[:, :, None]
+    UNSIGNED: tl.constexpr = tl.uint64 if at.dtype == tl.int64 else tl.uint32
+    there = at.to(UNSIGNED, bitcast=True) < pixels.to(UNSIGNED)  # from 0 to pixels, in one comparison
+    return at, there, number[None, None, :] - after[:, :, None]
 
 
 @triton.jit
@@ -129,12 +134,15 @@ def scalar(value, ACC: tl.constexpr):
 
 
 @triton.jit
-def load_rows(pointer, offsets, there, step, first, D: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr):
+def load_rows(
+    pointer, offsets, there, step, first, D: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr,
+    GROUP: tl.constexpr = 1,
+):  # fmt: skip
     """CHUNK channels of the pixels at offsets [G, M], `step` from channel to channel: [G, M, CHUNK], 0 where there is
     no pixel."""
     d = first + tl.arange(0, CHUNK)
     mask = there[:, :, None]
-    if D % CHUNK != 0:
+    if D % CHUNK != 0 or D % GROUP != 0:
         mask = mask & (d < D)[None, None, :]
     at = pointer + (offsets[:, :, None] + (d.to(offsets.dtype) * step)[None, None, :])
     values = tl.load(at, mask=mask, other=0.0)
@@ -145,11 +153,14 @@ def load_rows(pointer, offsets, there, step, first, D: tl.constexpr, CHUNK: tl.c
 
 
 @triton.jit
-def load_columns(pointer, offsets, there, step, first, D: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr):
+def load_columns(
+    pointer, offsets, there, step, first, D: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr,
+    GROUP: tl.constexpr = 1,
+):  # fmt: skip
     """The same as [G, CHUNK, M]."""
     d = first + tl.arange(0, CHUNK)
     mask = there[:, None, :]
-    if D % CHUNK != 0:
+    if D % CHUNK != 0 or D % GROUP != 0:
         mask = mask & (d < D)[None, :, None]
     at = pointer + (offsets[:, None, :] + (d.to(offsets.dtype) * step)[None, :, None])
     values = tl.load(at, mask=mask, other=0.0)
@@ -160,11 +171,11 @@ def load_columns(pointer, offsets, there, step, first, D: tl.constexpr, CHUNK: t
 
 
 @triton.jit
-def store_rows(pointer, values, offsets, there, step, first, D: tl.constexpr, CHUNK: tl.constexpr):
+def store_rows(pointer, values, offsets, there, step, first, D: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr):
     """values [G, M, CHUNK] into the places of load_rows."""
     d = first + tl.arange(0, CHUNK)
     mask = there[:, :, None]
-    if D % CHUNK != 0:
+    if D % CHUNK != 0 or D % GROUP != 0:
         mask = mask & (d < D)[None, None, :]
     at = pointer + (offsets[:, :, None] + (d.to(offsets.dtype) * step)[None, None, :])
     tl.store(at, values.to(pointer.dtype.element_ty), mask=mask)
@@ -174,13 +185,50 @@ def store_rows(pointer, values, offsets, there, step, first, D: tl.constexpr, CH
 
 
 @triton.jit
+def products(
+    kept, x, x_at, x_there, x_d, y, y_at, y_there, y_d, channels, D: tl.constexpr, CHUNK: tl.constexpr,
+    KEEP: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Of pixels [G, M] of x and [G, N] of y, sums of products over all channels, [G, M, N].
+
+    Those of x are `kept`, or loaded again, chunk by chunk, up to `channels`, which is D: were it known, the compiler
+    would unroll the loop and hold the addresses of all chunks at once.
+    """
+    total = tl.zeros([x_at.shape[0], x_at.shape[1], y_at.shape[1]], ACC)
+    if KEEP:
+        for chunk in tl.static_range(0, D, CHUNK):
+            columns = load_columns(y, y_at, y_there, y_d, chunk, D, CHUNK, OPERAND)
+            total = tl.dot(kept[chunk // CHUNK], columns, total, input_precision=PRECISION, out_dtype=ACC)
+    else:
+        for chunk in tl.range(0, channels, CHUNK, disable_licm=True):
+            columns = load_columns(y, y_at, y_there, y_d, chunk, D, CHUNK, OPERAND)
+            rows = load_rows(x, x_at, x_there, x_d, chunk, D, CHUNK, OPERAND)
+            total = tl.dot(rows, columns, total, input_precision=PRECISION, out_dtype=ACC)
+    return total
+
+
+@triton.jit
+def add_products(
+    sums, weights, y, y_at, y_there, y_d, first, D: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """To sums, a tuple of [G, M, CHUNK], adds weights [G, M, N] times GROUP channels, from the first, of pixels [G, N]
+    of y."""
+    changed = ()
+    for chunk in tl.static_range(0, GROUP, CHUNK):
+        values = tl.permute(load_columns(y, y_at, y_there, y_d, first + chunk, D, CHUNK, OPERAND, GROUP), (0, 2, 1))
+        changed = changed + (tl.dot(weights, values, sums[chunk // CHUNK], input_precision=PRECISION, out_dtype=ACC),)
+    return changed
+
+
+@triton.jit
 def all_finite(sums, there, COUNT: tl.constexpr):
     """Whether the first COUNT of the tensors [G, M, CHUNK] are finite wherever [G, M] are there."""
-    wrong = tl.zeros_like(sums[0]).to(tl.int32)
+    total = tl.zeros_like(sums[0])
     for chunk in tl.static_range(COUNT):
-        wrong |= tl.where(tl.abs(sums[chunk]) < float("inf"), 0, 1)
-    wrong *= there.to(tl.int32)[:, :, None]
-    return tl.max(tl.max(tl.max(wrong, axis=2), axis=1), axis=0) == 0
+        total += sums[chunk] * 0.0  # NaN of what is not finite
+    total = tl.where(there[:, :, None], total, 0.0)
+    return tl.sum(tl.sum(tl.sum(total, axis=2), axis=1), axis=0) == 0
 
 
 @triton.jit
@@ -196,8 +244,9 @@ def load_bias(bias, head, a, b, valid, KERNEL: tl.constexpr, ACC: tl.constexpr):
 @dataclass(frozen=True)
 class Tiles:
     """Height and width of a sub-tile, sub-tiles of a program down and across, keys (or queries) of a block, the most
-    channels of an operand, warps, and whether the operands of a program's own places are kept, or loaded for each
-    block."""
+    channels of an operand, warps, whether the operands of a program's own places are kept, or loaded for each block,
+    and the most channels of a result that a program sums: where there are more, the programs of each of their groups
+    find the weights."""
 
     height: int
     width: int
@@ -207,6 +256,7 @@ class Tiles:
     chunk: int
     warps: int
     keep: bool = True
+    group: int = 64
 
     def options(self, arch: Architecture) -> dict[str, Any]:
         return compiler_options(arch, self.warps) | {"num_stages": 1}
@@ -216,6 +266,7 @@ class Tiles:
         return {
             "D": d, "CHUNK": chunk, "HEIGHT": self.height, "WIDTH": self.width, "DOWN": self.down,
             "ACROSS": self.across, "BLOCK": self.block, "KEEP": self.keep,
+            "GROUP": min(self.group, triton.cdiv(d, chunk) * chunk),
         }  # fmt: skip
 
 
@@ -240,28 +291,40 @@ def tiles(arch: Architecture, dtype: torch.dtype, precision: str, d: int, kernel
 KERNELS = ("forward", "queries", "keys")
 
 # Sub-tiles of 2 x 8 places are the least that products take; windows of 7 x 7 cover 8 x 14 keys with them. Chosen so
-# that nothing spills. The interpreter pays by the program.
+# that nothing spills. The interpreter pays by the program; it takes wider heads as the GPUs do, in groups of channels.
+_WIDE = {
+    "forward": Tiles(2, 8, 4, 1, 16, 16, 4, keep=False),
+    "queries": Tiles(2, 8, 4, 1, 16, 16, 4, keep=False),
+    "queries bias": Tiles(2, 8, 2, 1, 16, 16, 4, keep=False),
+    "keys": Tiles(2, 8, 4, 1, 16, 16, 4, keep=False, group=32),
+}
+_IEEE = dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 8, keep=False)) | {
+    "keys": Tiles(2, 8, 4, 1, 16, 16, 8, keep=False, group=32)
+}
 TILES = {
-    "interpreter": dict.fromkeys(KERNELS, Tiles(4, 8, 2, 2, 128, 64, 4)),
+    "interpreter": dict.fromkeys(KERNELS, Tiles(4, 4, 2, 2, 128, 64, 4)),
+    "interpreter middle": dict.fromkeys(KERNELS, Tiles(4, 4, 2, 2, 128, 16, 4, keep=False, group=16)),
     "16-bit": {
         "forward": Tiles(2, 8, 4, 1, 32, 16, 4),
         "queries": Tiles(2, 8, 4, 1, 64, 16, 4),
         "keys": Tiles(2, 8, 4, 1, 32, 16, 4),
     },
-    "16-bit middle": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 32, 16, 4)) | {"keys": Tiles(2, 8, 4, 1, 16, 16, 4)},
-    "16-bit wide": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4, keep=False)),
+    "16-bit middle": {
+        "forward": Tiles(2, 8, 4, 1, 32, 16, 4, keep=False),
+        "queries": Tiles(2, 8, 4, 1, 32, 16, 4),
+        "keys": Tiles(2, 8, 4, 1, 16, 16, 4, keep=False),
+    },
+    "16-bit wide": _WIDE,
     "tf32": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 32, 16, 4)),
-    "tf32 middle": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4)),
-    "tf32 wide": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4, keep=False)),
+    "tf32 middle": _WIDE,
+    "tf32 wide": _WIDE,
     "ieee": {
         "forward": Tiles(2, 8, 4, 1, 32, 16, 4),
         "queries": Tiles(2, 8, 4, 1, 32, 16, 4),
         "queries bias": Tiles(2, 8, 2, 1, 16, 16, 4, keep=False),
         "keys": Tiles(2, 8, 4, 1, 16, 16, 8),
     },
-    "ieee middle": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 32, 16, 8, keep=False)),
-    "ieee wide": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 8, keep=False)),
-    "float64": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4)),
-    "float64 middle": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4, keep=False)),
-    "float64 wide": dict.fromkeys(KERNELS, Tiles(2, 8, 4, 1, 16, 16, 4, keep=False)),
+    "ieee middle": _IEEE,
+    "ieee wide": _IEEE,
+    "float64": dict.fromkeys(KERNELS, Tiles(2, 8, 2, 1, 16, 16, 8, keep=False, group=32)),
 }
