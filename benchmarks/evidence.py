@@ -23,7 +23,8 @@ from .records import RESULTS, Record, Row
 
 BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
 
-NO_GPU = "Nothing has been measured on a GPU yet, so nothing is claimed for one."
+NOTHING = "Nothing has been measured on {} yet, so nothing is claimed for one."
+NO_GPU = NOTHING.format("a GPU")
 NO_CHECKOUT = "cannot tell: the sources are not here; run it in a checkout"
 
 
@@ -59,6 +60,23 @@ def state(entry: Entry, record: Record, root: Path | None) -> str:
     return "current" if record.digest == records.digest(entry, root) else "stale"
 
 
+def kind(record: Record) -> str:
+    """The kind of device, of those that there are implementations for."""
+    if record.device["type"] != "cuda":  # what torch calls AMD's GPUs, too
+        return "a CPU"
+    return "an AMD GPU" if "hip" in record.versions else "an NVIDIA GPU"
+
+
+def unmeasured(measured: Sequence[Record]) -> list[str]:
+    """A sentence for each kind of device on which nothing has been measured."""
+    found = {kind(record) for record in measured}
+    gpus = {"an NVIDIA GPU", "an AMD GPU"}
+    missing = [name for name in ("a CPU", *sorted(gpus, reverse=True)) if name not in found]
+    if not found & gpus:
+        missing = [name for name in missing if name not in gpus] + ["a GPU"]
+    return [NOTHING.format(name) for name in missing]
+
+
 def report(console: Console, names: Sequence[str] = (), *, results: Path = RESULTS, root: Path | None = None) -> int:
     """Print which ops' measurements are current, stale or missing, for every device that has some. Returns 0.
 
@@ -87,8 +105,9 @@ def report(console: Console, names: Sequence[str] = (), *, results: Path = RESUL
                 status.device, status.op, dtype, status.state, date, commit, style=colours.get(status.state, "red")
             )
         console.print(table)
+    for sentence in unmeasured(measured):
+        console.print(sentence, highlight=False)
     if not any(record.device["type"] == "cuda" for record in measured):
-        console.print(NO_GPU, highlight=False)
         console.print(
             "Never measured on any GPU: " + ", ".join(entry.name for entry in found) + ".\n"
             "To measure, on a machine with a GPU: python -m paperops bench --device cuda --out benchmarks/results",
@@ -99,29 +118,38 @@ def report(console: Console, names: Sequence[str] = (), *, results: Path = RESUL
     return 0
 
 
-# --- the README's tables ---------------------------------------------------------------------------------------------
+# --- tables in Markdown ----------------------------------------------------------------------------------------------
 
 
-def markdown(results: Path = RESULTS, *, root: Path | None = None) -> str:
-    """The README's performance section: a table a device, stale rows marked."""
+def markdown(results: Path = RESULTS, *, root: Path | None = None, names: Sequence[str] = ()) -> str:
+    """The README's performance section: tables for each device, stale rows marked, and what was never measured.
+
+    Args:
+        results: the folder of the measurements.
+        root: the checkout; by default the one that this package runs from, if any.
+        names: ops and layers, as on the page of one; none means all.
+    """
     root = root or records.checkout()
     measured = records.load_all(results)
-    by_name = {entry.name: entry for entry in entries(layers=True)}
-    parts = []
+    by_name = {entry.name: entry for entry in entries(layers=True) if not names or entry.name in names}
+    wanted = [record for record in measured if not names or record.op in names]
+    parts = [sentence + "\n" for sentence in unmeasured(measured)]
+    never = [name for name in by_name if not any(record.op == name for record in measured)]
+    if never:
+        parts.append("Never measured, on any device: " + ", ".join(f"`{name}`" for name in never) + ".\n")
     devices = {record.device["slug"]: record.device for record in measured}
     for slug, device in sorted(devices.items(), key=lambda item: (item[1]["type"] != "cuda", item[0])):
-        of_device = [record for record in measured if record.device["slug"] == slug]
-        parts.append(f"### {device['name']}\n")
+        of_device = [record for record in wanted if record.device["slug"] == slug]
+        missing = [name for name in by_name if not any(record.op == name for record in of_device) and name not in never]
+        if of_device or missing:
+            parts.append(f"### {device['name']}\n")
         for conditions in dict.fromkeys(_conditions(record) for record in of_device):
             parts.append(conditions + "\n")
             same = [record for record in of_device if _conditions(record) == conditions]
             parts.append(_table(same, by_name, root))
-        missing = [name for name in by_name if not any(record.op == name for record in of_device)]
         if missing:
             parts.append("Not measured on this device: " + ", ".join(f"`{name}`" for name in missing) + ".\n")
-    if not any(device["type"] == "cuda" for device in devices.values()):
-        parts.insert(0, NO_GPU + "\n")
-    if parts[1:]:
+    if wanted:
         parts.append(
             "Ratios are to ours, from the same run: 20x is a peer that takes twenty times as long. Share: the floor, "
             "from the op's operations and bytes at the measured ceilings, in our time (above 100 %: work that the cost "
@@ -140,7 +168,14 @@ def _conditions(record: Record) -> str:
     return (
         f"Measured {record.date[:10]} with {versions}; {record.conditions['threads']} threads. Ceilings, measured: "
         f"memory {tables.rate(c['bandwidth'])}B/s, multiply-add {tables.rate(c['vector'])}op/s in {working}."
+        f"{_precision(record)}"
     ) + (f" {busy}" if (busy := tables.busy_line(record)) else "")
+
+
+def _precision(record: Record) -> str:
+    """What torch was allowed to round in float32's matrix products, where that is not its default."""
+    setting = record.conditions.get("float32_matmul_precision", "highest")
+    return "" if setting == "highest" else f" Matrix products of float32 were allowed torch's precision {setting!r}."
 
 
 def _table(measured: Sequence[Record], by_name: dict[str, Entry], root: Path | None) -> str:

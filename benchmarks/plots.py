@@ -14,8 +14,9 @@ THEIRS = ("#d55e00", "#e69f00", "#cc79a7", "#009e73", "#7f5539", "#999933")
 FLOOR = "floor at the measured ceilings"
 
 
-def draw(record: Record, folder: Path) -> Path | None:
-    """Write ``<op>-<dtype>.png`` beside the record's JSON file; None if nothing was timed."""
+def draw(record: Record, folder: Path, suffix: str = ".png") -> Path | None:
+    """Write ``<op>-<dtype>.png``, or ``.svg``, into the folder; None if nothing was timed."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot: no state of the process is touched, no window is needed
 
     timed = [row for row in record.rows if row.median is not None]
@@ -43,9 +44,10 @@ def draw(record: Record, folder: Path) -> Path | None:
     threads = f", {int(record.ceilings['threads'])} threads" if record.device["type"] == "cpu" else ""
     about = f"{record.device['name']}{threads}, torch {record.versions['torch']}, {record.date[:10]}"
     figure.suptitle(f"{record.op}, {record.dtype}  ({about})", fontsize=11)
-    file = folder / f"{record.op}-{record.dtype}.png"
+    file = folder / f"{record.op}-{record.dtype}{suffix}"
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
+    with rc_context({"svg.hashsalt": record.op}):  # the same figures, the same file
+        figure.savefig(file, metadata={"Date": None} if suffix == ".svg" else None)
     return file
 
 

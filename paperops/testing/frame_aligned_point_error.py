@@ -349,8 +349,10 @@ SOURCES = (
     "paperops/ops/frame_aligned_point_error*.py",
 )
 
-# Gradients of frames and points are sums over pairs, of both signs, whose largest one rounding more or less moves.
 ROUNDINGS = {torch.float32: 4}
+ROUNDINGS_REASON = (
+    "gradients of frames and points are sums over pairs, of both signs, whose largest one rounding more or less moves"
+)
 
 ENTRIES = (
     Entry(
@@ -369,6 +371,7 @@ ENTRIES = (
         widens=True,
         twice=True,
         roundings=ROUNDINGS,
+        tolerance_reason=ROUNDINGS_REASON,
     ),
     Entry(
         name="frame_aligned_point_error_terms",
@@ -398,5 +401,6 @@ ENTRIES = (
         widens=True,
         twice=True,
         roundings=ROUNDINGS,
+        tolerance_reason=ROUNDINGS_REASON,
     ),
 )

@@ -92,8 +92,9 @@ class Entry:
         widens: whether kernels are given 16-bit inputs as float32, so that their gradients in 16 bits are nothing new.
         tolerance: absolute tolerance by dtype, only where the general rule cannot be applied.
         roundings: by dtype, how many roundings of the largest value are allowed beside twice plain torch's error, where
-            one (32 in float64) is too few, with the reason.
+            one (32 in float64) is too few.
         unit: the size of the terms of sums that may cancel, so that rounding errors are of this size, not the result's.
+        tolerance_reason: why, where one of these three is given.
         autocast_arguments: the arguments that autocast takes in its own dtype, as it does those of matrix products;
             where there are none, it takes all floating ones as float32.
         exceptions: generic check to the reason why it does not hold for this op.
@@ -116,6 +117,7 @@ class Entry:
     tolerance: dict[torch.dtype, float] = field(default_factory=dict)
     roundings: dict[torch.dtype, int] = field(default_factory=dict)
     unit: float = 0.0
+    tolerance_reason: str = ""
     backward_cost: Callable[[Sample], Cost] | None = None
     autocast_arguments: tuple[str, ...] = ()
     exceptions: dict[str, str] = field(default_factory=dict)
