@@ -124,6 +124,11 @@ def ops() -> tuple[str, ...]:
     return tuple(_implementations)
 
 
+def implemented(op: str) -> tuple[str, ...]:
+    """The backends that implement the dispatcher op ``paperops::<op>``, whether or not they can run here."""
+    return tuple(backend for backend in BACKENDS if backend in _implementations[op])
+
+
 # --- what is there -----------------------------------------------------------------------------------------------
 
 

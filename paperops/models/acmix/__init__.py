@@ -15,21 +15,21 @@ keys and values, is :func:`paperops.shift_conv_2d` in all.
 Parameters (millions) and multiply-adds (10^9, for 224 x 224 pixels) with 1000 classes, as the authors publish them and
 as they are here:
 
-=========  ============  =============  ======================  ====================
-network    parameters,   parameters,    multiply-adds,          multiply-adds,
-           published     here           published               here
-=========  ============  =============  ======================  ====================
-resnet26   10.6          10.49          2.3                     2.22
-resnet38   14.6          14.41          2.9                     2.86
-resnet50   18.6          18.33          3.6                     3.50
-san10      12.1          11.99          1.9                     1.85 (1.89)
-san15      16.6          16.41          2.7                     2.58 (2.63)
-san19      21.2          20.83          3.4                     3.24 (3.32)
-pvt_tiny   13            13.40          2.0                     2.02
-pvt_small  25            24.82          3.9                     3.97
-swin_tiny  30            28.65          4.6                     4.65
-swin_small 51            50.35          9.0                     8.99
-=========  ============  =============  ======================  ====================
+==========  ============  =============  ======================  ====================
+network     parameters,   parameters,    multiply-adds,          multiply-adds,
+            published     here           published               here
+==========  ============  =============  ======================  ====================
+resnet26    10.6          10.49          2.3                     2.22
+resnet38    14.6          14.41          2.9                     2.86
+resnet50    18.6          18.33          3.6                     3.50
+san10       12.1          11.99          1.9                     1.85 (1.89)
+san15       16.6          16.41          2.7                     2.58 (2.63)
+san19       21.2          20.83          3.4                     3.24 (3.32)
+pvt_tiny    13            13.40          2.0                     2.02
+pvt_small   25            24.82          3.9                     3.97
+swin_tiny   30            28.65          4.6                     4.65
+swin_small  51            50.35          9.0                     8.99
+==========  ============  =============  ======================  ====================
 
 What differs: the authors do not say how they counted. Their code of ResNet and Swin has these very parameters; what is
 published above them for ResNet and SAN is about the size of the grouped convolutions once more (81 a channel and

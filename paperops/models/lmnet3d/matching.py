@@ -11,7 +11,7 @@ from paperops.models.lmnet3d.networks import ImageEncoder, PointAutoEncoder, pos
 
 
 def latent_matching_loss(predicted: Tensor, target: Tensor, kind: str = "l1") -> Tensor:
-    """Stage 2's loss between latents of one shape: the mean of |difference| (`"l1"`) or of its square (`"l2"`)."""
+    """Stage 2's loss between latents of one shape: the mean of absolute differences (`"l1"`) or of squares (`"l2"`)."""
     if kind not in ("l1", "l2"):
         raise ValueError(f'kind: expected "l1" or "l2", got {kind!r}')
     if predicted.shape != target.shape:

@@ -12,14 +12,22 @@ import torch
 
 from paperops.backends import PREFERENCE, MissingImplementation, missing, use_backend
 from paperops.testing.calls import ONLY_SMALL, call
-from paperops.testing.checks.composing import checkpointed, compiles, opcheck, traces, transforms, vmap
+from paperops.testing.checks.composing import (
+    checkpointed,
+    compiles,
+    dispatched,
+    opcheck,
+    traces,
+    transforms,
+    vmap,
+)
 from paperops.testing.checks.inputs import autocast, empty_batch, expanded, layouts, refused
 from paperops.testing.checks.numbers import gradcheck, gradients, values
 from paperops.testing.checks.runs import deterministic, fresh_memory_filled, overwritten, synchronises
 from paperops.testing.compare import CheckFailure, Error
 from paperops.testing.registry import Entry
 
-__all__ = ["CHECKS", "CheckFailure", "applies", "first_choice", "fresh_memory_filled", "lacks", "run"]
+__all__ = ["CHECKS", "CheckFailure", "applies", "dispatched", "first_choice", "fresh_memory_filled", "lacks", "run"]
 
 Check = Callable[[Entry, torch.device, torch.dtype], list[Error]]
 

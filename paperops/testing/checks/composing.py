@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,14 +27,20 @@ class _Recorder(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def _opcheck(entry: Entry, device: torch.device, dtype: torch.dtype, tests: tuple[str, ...]) -> list[Error]:
+def dispatched(entry: Entry, samples: Iterable[Sample]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """The dispatcher ops that these samples reach, forward and backward, by name: the op, and one call's arguments."""
     recorder = _Recorder()
-    for sample in samples_due(entry, device, dtype):
+    for sample in samples:
         with recorder:
             call(entry.function, entry, sample.arguments)
-    if not recorder.calls:
+    return recorder.calls
+
+
+def _opcheck(entry: Entry, device: torch.device, dtype: torch.dtype, tests: tuple[str, ...]) -> list[Error]:
+    calls = dispatched(entry, samples_due(entry, device, dtype))
+    if not calls:
         raise CheckFailure("no dispatcher op was called: is the op registered under torch.ops.paperops?")
-    for name, (op, args) in recorder.calls.items():
+    for name, (op, args) in calls.items():
         leaves = tuple(
             arg.detach().clone().requires_grad_(arg.is_floating_point()) if isinstance(arg, Tensor) else arg
             for arg in args
