@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types wheel aot gpu clean
+.PHONY: help install demo test lint types docs wheel aot gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -28,7 +28,7 @@ demo: install  ## 3D-LMNet, trained on real images, in under two minutes
 	$(PY) -m paperops demo lmnet3d
 
 # Two processes share the files; waiting threads sleep, so that they do not take the cores from each other.
-test: install lint types wheel  ## linters, types and all tests (none needs a GPU)
+test: install lint types docs wheel  ## linters, types, documentation and all tests (none needs a GPU)
 	OMP_WAIT_POLICY=passive PAPEROPS_WHEEL="$$(ls dist/*.whl)" $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install  ## ruff: rules and formatting
@@ -37,6 +37,10 @@ lint: install  ## ruff: rules and formatting
 
 types: install  ## mypy
 	$(PY) -m mypy
+
+docs: install  ## the documentation, in build/docs; a warning is an error
+	OMP_WAIT_POLICY=passive $(PY) -m sphinx -W --keep-going -n -q -d build/doctrees docs build/docs
+	@echo "The documentation begins at build/docs/index.html"
 
 wheel: dist/.built  ## a wheel in dist/
 
@@ -57,7 +61,7 @@ gpu: install  ## on a machine with a GPU: test, check and measure into OUT=gpu-r
 	$(PY) -m paperops evidence | tee $(OUT)/evidence.txt
 
 clean:  ## remove what was built, and .venv
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist docs/ops docs/models docs/library *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	rm -f paperops/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

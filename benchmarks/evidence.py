@@ -19,6 +19,7 @@ from rich.table import Table
 from paperops.testing.registry import Entry, entries, select
 
 from . import records, tables
+from .peers import torch_eager
 from .records import RESULTS, Record, Row
 
 BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
@@ -146,7 +147,7 @@ def markdown(results: Path = RESULTS, *, root: Path | None = None, names: Sequen
         for conditions in dict.fromkeys(_conditions(record) for record in of_device):
             parts.append(conditions + "\n")
             same = [record for record in of_device if _conditions(record) == conditions]
-            parts.append(_table(same, by_name, root))
+            parts.append(_table(same, by_name, root, several=len(names) != 1))
         if missing:
             parts.append("Not measured on this device: " + ", ".join(f"`{name}`" for name in missing) + ".\n")
     if wanted:
@@ -159,6 +160,19 @@ def markdown(results: Path = RESULTS, *, root: Path | None = None, names: Sequen
     else:
         parts.append("`python -m paperops bench` prints the figures of your own machine, beside those of its peers.\n")
     return "\n".join(parts).rstrip() + "\n"
+
+
+def summary(entry: Entry, measured: Sequence[Record], root: Path | None) -> list[str]:
+    """For each device on which the op was timed how many times as long eager torch takes, and whether that is stale."""
+    found = []
+    for slug in dict.fromkeys(record.device["slug"] for record in measured if record.op == entry.name):
+        of_op = [record for record in measured if record.op == entry.name and record.device["slug"] == slug]
+        rows = [row for record in of_op for row in record.rows if row.contestant == torch_eager.NAME]
+        ratios = [row.ratio for row in rows if row.ratio is not None]
+        range_ = " to ".join(dict.fromkeys(tables.times(of(ratios)) for of in (min, max))) if ratios else "not timed"
+        states = {state(entry, record, root).split(":")[0] for record in of_op} - {"current"}
+        found.append(f"{of_op[0].device['name']}: {range_}" + (f" ({', '.join(sorted(states))})" if states else ""))
+    return found
 
 
 def _conditions(record: Record) -> str:
@@ -178,10 +192,11 @@ def _precision(record: Record) -> str:
     return "" if setting == "highest" else f" Matrix products of float32 were allowed torch's precision {setting!r}."
 
 
-def _table(measured: Sequence[Record], by_name: dict[str, Entry], root: Path | None) -> str:
+def _table(measured: Sequence[Record], by_name: dict[str, Entry], root: Path | None, several: bool) -> str:
+    """Rows by case; without the column of ops where the page is that of one."""
     peers = list(dict.fromkeys(row.contestant for record in measured for row in record.rows if not row.ours))
-    head = ["op", "case", "dtype", "ours", *peers, "share", "peak memory", "error", ""]
-    lines = [_line(head), "|---|---|---|" + "---:|" * (len(peers) + 4) + "---|"]
+    head = [*(["op"] * several), "case", "dtype", "ours", *peers, "share", "peak memory", "error", ""]
+    lines = [_line(head), "|---" * several + "|---|---|" + "---:|" * (len(peers) + 4) + "---|"]
     notes: dict[str, int] = {}
     for record in measured:
         entry = by_name.get(record.op)
@@ -191,7 +206,7 @@ def _table(measured: Sequence[Record], by_name: dict[str, Entry], root: Path | N
             ours = next((row for row in rows.values() if row.chosen), None)
             if ours is None:
                 continue
-            cells = [f"`{record.op}`", case, record.dtype]
+            cells = [*([f"`{record.op}`"] * several), case, record.dtype]
             cells.append(f"{tables.seconds(ours.median)} ({ours.contestant.split()[-1]})")
             cells += [_peer(rows.get(peer), notes) for peer in peers]
             cells += [tables.percent(ours.share), tables.size(ours.peak), tables.error(ours)]

@@ -20,7 +20,8 @@ def pages(folder: Path) -> dict[str, str]:
     """Every generated page, by its path in ``folder``, where its pictures are drawn."""
     measured = records.load_all(records.RESULTS)
     pictures = ops.draw(measured, folder / "ops")
-    found = {"ops/index": ops.listing(entries(), measured), "ops/table": ops.table(entries(), measured, "/ops/")}
+    table = ops.table(entries(), measured)  # on the front page, too
+    found = {"ops/table": table, "ops/index": ops.listing(entries(), table)}
     for entry in entries():
         found[f"ops/{entry.name}"] = ops.page(entry, pictures.get(entry.name, []))
     found["library/performance"] = performance(pictures)

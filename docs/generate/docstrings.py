@@ -11,7 +11,7 @@ from typing import Any
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Source", "Cost", "Example")
-CONFIG = Config(napoleon_use_param=False, napoleon_use_rtype=False, napoleon_custom_sections=["Source", "Cost"])
+CONFIG: Any = Config(napoleon_use_param=False, napoleon_use_rtype=False, napoleon_custom_sections=["Source", "Cost"])
 
 _HEADING = re.compile(rf"^({'|'.join(SECTIONS)}):$")
 _EXCEPTIONS = re.compile(r"^(\w+(?:, \w+)+): (.*)$")

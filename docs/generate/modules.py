@@ -101,7 +101,8 @@ def command_line() -> str:
 
 def generic_checks() -> str:
     """The page of the generic checks: the docstring of each."""
-    text = "# The checks\n\nWhat every implementation of every op is held to, by the tests and by `python -m paperops check`.\n\n"
+    text = "# The checks\n\nWhat every implementation of every op is held to, by the tests and by "
+    text += "`python -m paperops check`.\n\n"
     for name, check in checks.CHECKS.items():
         lines = (inspect.getdoc(check) or "").splitlines()
         indented = "".join(f"   {line}\n" if line else "\n" for line in lines)

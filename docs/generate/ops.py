@@ -13,7 +13,7 @@ from sphinx.util.inspect import signature, stringify_signature
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import paperops
-from generate import docstrings, modules
+from generate import docstrings, modules, source
 from paperops import backends
 from paperops.testing import checks
 from paperops.testing.registry import BenchCase, Cost, Entry
@@ -44,7 +44,9 @@ def page(entry: Entry, pictures: Sequence[str], results: Path = records.RESULTS,
     assert tuple(parts) == SECTIONS
     body = "\n".join(f"## {title}\n\n{text.rstrip()}\n" for title, text in parts.items())
     runs = ", ".join(NAMES[name] for name in implementations(entry))
-    return f"# `{entry.name}`\n\n{rst(about.summary)}\nImplementations: {runs}.\n\n{body}"
+    times = "; ".join(evidence.summary(entry, records.load_all(results), root or records.checkout()))
+    lead = f"Implementations: {runs}.\n\nTime of eager torch, in units of ours: {times or 'never measured'}.\n"
+    return f"# `{entry.name}`\n\n{rst(about.summary)}\n{lead}\n{body}"
 
 
 def rst(text: str) -> str:
@@ -63,8 +65,8 @@ def implementations(entry: Entry) -> list[str]:
 
 def _formula(about: docstrings.Docstring) -> str:
     text = rst(about.lead or about.summary)
-    source = about.sections.get("Source")
-    return text + ("\n" + rst(docstrings.section("Source", source)) if source else "")
+    paper = about.sections.get("Source")
+    return text + ("\n" + rst(docstrings.section("Source", paper)) if paper else "")
 
 
 def _use(entry: Entry, about: docstrings.Docstring) -> str:
@@ -87,8 +89,6 @@ def _promises(entry: Entry, about: docstrings.Docstring) -> str:
         items.append(f"Differentiable in {_listed(f'`{name}`' for name in entry.differentiable)}{twice}.")
     else:
         items.append("Not differentiable.")
-    cast = _listed(f"`{name}`" for name in entry.autocast_arguments)
-    items.append(f"Autocast takes {cast or 'all floating tensors'} in {'its own dtype' if cast else 'float32'}.")
     items.append(
         "Each implementation is held to the definition in float64: its error is at most twice that of plain torch in "
         f"the same dtype plus {_roundings(entry)}."
@@ -126,33 +126,26 @@ def _listed(words: Iterator[str] | Sequence[str]) -> str:
 def _cost(entry: Entry, about: docstrings.Docstring) -> str:
     text = rst(about.sections["Cost"]) + "\n" if "Cost" in about.sections else ""
     head = (
-        "The least that the cases of `python -m paperops bench` take in float32, by the op's cost model: the floor that "
-        "stands beside each time.\n\n| case | on | operations | bytes |\n|---|---|---:|---:|\n"
+        "The least that the cases of `python -m paperops bench` take in float32, by the op's cost model: the floor "
+        "that stands beside each time.\n\n| case | on | operations | bytes |\n|---|---|---:|---:|\n"
     )
     lines = ""
     for case in entry.bench:
         cost = counted(entry, case)
-        figures = "by the values | by the values" if cost is None else f"{_count(cost.operations)} | {_size(cost.bytes)}"
-        devices = " and ".join("GPU" if device == "cuda" else device.upper() for device in case.devices)
-        lines += f"| {case.name} | {devices} | {figures} |\n"
+        if cost is not None:
+            devices = " and ".join("GPU" if device == "cuda" else device.upper() for device in case.devices)
+            operations, size = tables.rate(cost.operations).strip(), tables.size(cost.bytes)
+            lines += f"| {case.name} | {devices} | {operations}op | {size} |\n"
     return text + (head + lines if lines else "There are no cases to time.\n")
 
 
 def counted(entry: Entry, case: BenchCase) -> Cost | None:
-    """The floor of a bench case, of tensors without data; where it depends on values, of those on a CPU or None."""
+    """The floor of a bench case, of tensors without data; where it depends on values, on a CPU alone, or None."""
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):  # constants are real
             return entry.floor(case, case.make(CPU, torch.float32))
     except DataDependentOutputException:
         return entry.floor(case, case.make(CPU, torch.float32)) if "cpu" in case.devices else None
-
-
-def _count(value: float) -> str:
-    return tables.rate(value).strip() + "op"
-
-
-def _size(value: float) -> str:
-    return tables.size(value)
 
 
 def _figures(entry: Entry, results: Path, root: Path | None) -> str:
@@ -162,16 +155,15 @@ def _figures(entry: Entry, results: Path, root: Path | None) -> str:
 def _pictures(entry: Entry, pictures: Sequence[str]) -> str:
     if not pictures:
         return f"`{entry.name}` was never measured: there is nothing to draw.\n"
-    return "\n".join(f"![Time against size: {Path(name).parent.name}, {Path(name).stem}]({name})\n" for name in pictures)
+    return "\n".join(
+        f"![Time against size: {Path(name).parent.name}, {Path(name).stem}]({name})\n" for name in pictures
+    )
 
 
 def _definition(entry: Entry) -> str:
-    file = inspect.getsourcefile(entry.reference)
-    assert file is not None
     return (
-        "What every implementation is held to, in plain torch:\n\n"
-        f"```python\n{inspect.getsource(entry.reference).rstrip()}\n```\n\n"
-        f"From `{'/'.join(Path(file).parts[-3:])}`; what it calls stands there too.\n"
+        f"What every implementation is held to, in plain torch; from `{source.file(entry.reference)}`:\n\n"
+        f"```python\n{source.closure(entry.reference)}\n```\n"
     )
 
 
@@ -188,18 +180,25 @@ def draw(measured: Sequence[Record], folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def table(entries: Sequence[Entry], measured: Sequence[Record], folder: str = "") -> str:
-    """All ops in one table; ``folder`` is where their pages lie, seen from the table's."""
-    lines = ".. list-table::\n   :header-rows: 1\n   :widths: 30 50 20\n\n   * - op\n     - meaning\n     - measured on\n"
+def readme(part: str) -> str:
+    """A part of README.md, which has comments where it begins and ends."""
+    marks = f":start-after: <!-- {part}:begin -->\n:end-before: <!-- {part}:end -->"
+    return f"```{{include}} ../../README.md\n{marks}\n```\n"
+
+
+def table(entries: Sequence[Entry], measured: Sequence[Record]) -> str:
+    """All ops in one table."""
+    rows = [("op", "meaning", "implementations", "time of eager torch, in units of ours")]
     for entry in entries:
-        devices = dict.fromkeys(record.device["name"] for record in measured if record.op == entry.name)
-        lines += f"   * - :doc:`{entry.name} <{folder}{entry.name}>`\n"
-        lines += f"     - {docstrings.split(entry.function).summary}\n     - {', '.join(devices) or 'never'}\n"
-    return rst(lines)
+        times = "; ".join(evidence.summary(entry, measured, records.checkout())) or "never measured"
+        meaning = docstrings.split(entry.function).summary
+        rows.append((f":doc:`{entry.name} </ops/{entry.name}>`", meaning, ", ".join(implementations(entry)), times))
+    head = ".. list-table::\n   :header-rows: 1\n   :widths: 25 40 15 20\n\n"
+    return rst(head + "".join("   * - " + "\n     - ".join(row) + "\n" for row in rows))
 
 
-def listing(entries: Sequence[Entry], measured: Sequence[Record]) -> str:
-    """The page of all ops: the table, what the ops return, and how an implementation is chosen."""
+def listing(entries: Sequence[Entry], table: str) -> str:
+    """The page of all ops: their table, what the ops return, and how an implementation is chosen."""
     shown = [name for name in paperops.__all__ if inspect.isclass(getattr(paperops, name))]
     results = [name for name in shown if issubclass(getattr(paperops, name), tuple)]
     errors = [name for name in shown if issubclass(getattr(paperops, name), Exception)]
@@ -207,12 +206,12 @@ def listing(entries: Sequence[Entry], measured: Sequence[Record]) -> str:
     return "\n".join(
         (
             "# The ops\n",
-            table(entries, measured),
-            "```{include} ../../README.md\n:start-after: <!-- promises:begin -->\n:end-before: <!-- promises:end -->\n```\n",
+            table,
+            readme("promises"),
             "## Results\n",
             rst("\n".join(modules.classes(name, getattr(paperops, name)) for name in results)),
             "## Implementations\n",
-            "```{include} ../../README.md\n:start-after: <!-- runs:begin -->\n:end-before: <!-- runs:end -->\n```\n",
+            readme("runs"),
             rst(".. autofunction:: use_backend\n\n" + "\n".join(f".. autoexception:: {name}\n" for name in errors)),
             f"```{{toctree}}\n:hidden:\n\n{toctree}\n```\n",
         )

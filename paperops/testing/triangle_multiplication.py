@@ -346,8 +346,8 @@ ENTRIES = (
         twice=True,
         roundings={torch.float32: 4, torch.float64: 128},
         tolerance_reason="gradients of parameters are sums over all pairs of terms larger than the sum, behind two "
-        "normalisations: on small samples plain torch's own error varies by chance, and another good order of summation "
-        "makes 4 times it",
+        "normalisations: on small samples plain torch's own error varies by chance, and another good order of "
+        "summation makes 4 times it",
         autocast_arguments=("x",),
     ),
     Entry(

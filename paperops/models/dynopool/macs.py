@@ -80,7 +80,7 @@ class MacsCounter:
 
     @property
     def layers(self) -> list[Layer]:
-        """The layers of the last forward pass, in their order; each has name, kind, output_size, parameters and macs."""
+        """Those of the last forward pass, in their order; each has name, kind, output_size, parameters and macs."""
         return _layers(self._tracer)
 
     @property
