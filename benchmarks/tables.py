@@ -41,8 +41,8 @@ def size(value: float | None) -> str:
 
 def rate(value: float) -> str:
     """A number per second, in powers of 1000."""
-    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if value >= factor:
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value:.3g} "
 

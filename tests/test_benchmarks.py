@@ -507,4 +507,6 @@ def test_bench_says_what_it_does_not_know(quick):
 def test_figures_are_printed_to_three_digits():
     assert [tables.seconds(value) for value in (1.5, 0.0123, 9.996e-5, 2e-9)] == ["1.50 s", "12.3 ms", "100 us", "2 ns"]
     assert [tables.size(value) for value in (12, 1500, 2_500_000)] == ["12 B", "1.50 kB", "2.50 MB"]
+    rates = [tables.rate(value) for value in (2.5, 2.948e5, 1e6, 3.3e10)]
+    assert rates == ["2.5 ", "295 k", "1 M", "33 G"]
     assert [tables.times(value) for value in (0.5, 9.99, 23.4)] == ["0.50x", "9.99x", "23x"]

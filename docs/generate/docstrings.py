@@ -10,11 +10,13 @@ from typing import Any
 
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
-SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Source", "Cost", "Example")
-CONFIG: Any = Config(napoleon_use_param=False, napoleon_use_rtype=False, napoleon_custom_sections=["Source", "Cost"])
+SECTIONS = ("Args", "Attributes", "Shapes", "Returns", "Raises", "Source", "Cost", "Example")
+CONFIG: Any = Config(
+    napoleon_use_param=False, napoleon_use_rtype=False, napoleon_custom_sections=["Shapes", "Source", "Cost"]
+)
 
 _HEADING = re.compile(rf"^({'|'.join(SECTIONS)}):$")
-_EXCEPTIONS = re.compile(r"^(\w+(?:, \w+)+): (.*)$")
+_LETTER = re.compile(r"^(    \w+: )([A-Za-z])\.$")
 
 
 @dataclass
@@ -68,25 +70,30 @@ def converted(lines: list[str]) -> list[str]:
 def prepared(lines: list[str]) -> Iterator[str]:
     """What napoleon would misread, put into its form.
 
-    It takes what stands before a colon in the sentence after ``Returns:`` for a type, and ``TypeError, ValueError:``
-    for one exception.
+    It takes what stands before a colon after ``Returns:`` for a type, ``TypeError, ValueError:`` for one
+    exception, and an argument that is said to be ``H.`` for the head of a list.
     """
-    title = ""
-    for line in lines:
+    title, item = "", [""]
+    line: str | None
+    for line in [*lines, None]:
+        inside = line is not None and (line.startswith("     ") or not line.strip())
+        if title == "Raises" and not inside:  # the item of an exception, or of several, ends
+            names, colon, text = item[0].strip().partition(": ")
+            each = names.split(", ") if colon else []
+            yield from (more for name in each for more in (f"    {name}: {text}", *item[1:]))
+            yield from [] if colon else item[not item[0] :]
+            item = [line] if line and line.startswith(" ") else [""]
+        if line is None:
+            return
         heading = _HEADING.match(line)
-        if heading:
-            title = heading.group(1)
-            if title == "Returns":
-                yield ":returns:"
-                continue
-        elif line and not line.startswith(" "):
-            title = ""
-        several = _EXCEPTIONS.match(line.strip()) if title == "Raises" else None
-        if several:
-            names, text = several.groups()
-            yield from (f"    {name}: {text}" for name in names.split(", "))
-            continue
-        yield line
+        if heading or (line and not line.startswith(" ")):
+            title = heading.group(1) if heading else ""
+        if title == "Raises" and not heading:
+            item += [line] if inside else []
+        elif heading and title == "Returns":
+            yield ":returns:"
+        else:
+            yield _LETTER.sub(r"\1\2\\.", line)
 
 
 def process(app: Any, what: str, name: str, object: Any, options: Any, lines: list[str]) -> None:

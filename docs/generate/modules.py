@@ -59,10 +59,12 @@ def classes(name: str, value: type) -> str:
     """A class with its methods, whose meaning often stands in the docstring of the class."""
     documented = {field for _, field in ModuleAnalyzer.for_module(value.__module__).find_attr_docs()}
     # A named tuple's fields have docstrings of their own or ones that count them.
-    counted = [field for field in getattr(value, "_fields", ()) if field not in documented]
-    options = f"   :exclude-members: {', '.join(counted)}\n" if counted else ""
+    hidden = [field for field in getattr(value, "_fields", ()) if field not in documented]
+    options = ""
     if issubclass(value, torch.nn.Module):
-        options += "   :inherited-members: Module\n"  # what is a base class's of ours, not torch's
+        hidden += ["training", "extra_repr"]
+        options = "   :inherited-members: Module\n"  # what is a base class's of ours, not torch's
+    options += f"   :exclude-members: {', '.join(hidden)}\n" if hidden else ""
     return f".. autoclass:: {name}\n   :members:\n   :undoc-members:\n{options}"
 
 
