@@ -16,6 +16,7 @@ CONFIG: Any = Config(
 )
 
 _HEADING = re.compile(rf"^({'|'.join(SECTIONS)}):$")
+_EXCEPTIONS = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")
 _LETTER = re.compile(r"^(    \w+: )([A-Za-z])\.$")
 
 
@@ -70,28 +71,19 @@ def converted(lines: list[str]) -> list[str]:
 def prepared(lines: list[str]) -> Iterator[str]:
     """What napoleon would misread, put into its form.
 
-    It takes what stands before a colon after ``Returns:`` for a type, ``TypeError, ValueError:`` for one
+    It takes what stands before a colon after ``Returns:`` for a type, ``TypeError, ValueError:`` for the name of one
     exception, and an argument that is said to be ``H.`` for the head of a list.
     """
-    title, item = "", [""]
-    line: str | None
-    for line in [*lines, None]:
-        inside = line is not None and (line.startswith("     ") or not line.strip())
-        if title == "Raises" and not inside:  # the item of an exception, or of several, ends
-            names, colon, text = item[0].strip().partition(": ")
-            each = names.split(", ") if colon else []
-            yield from (more for name in each for more in (f"    {name}: {text}", *item[1:]))
-            yield from [] if colon else item[not item[0] :]
-            item = [line] if line and line.startswith(" ") else [""]
-        if line is None:
-            return
+    title = ""
+    for line in lines:
         heading = _HEADING.match(line)
         if heading or (line and not line.startswith(" ")):
             title = heading.group(1) if heading else ""
-        if title == "Raises" and not heading:
-            item += [line] if inside else []
-        elif heading and title == "Returns":
-            yield ":returns:"
+        if heading and title in ("Returns", "Raises"):
+            yield f":{title}:"
+        elif title == "Raises":
+            item = _EXCEPTIONS.match(line)
+            yield f"    * **{item.group(1)}** -- {item.group(2)}" if item else f"      {line.strip()}".rstrip()
         else:
             yield _LETTER.sub(r"\1\2\\.", line)
 

@@ -62,8 +62,10 @@ def classes(name: str, value: type) -> str:
     hidden = [field for field in getattr(value, "_fields", ()) if field not in documented]
     options = ""
     if issubclass(value, torch.nn.Module):
-        hidden += ["training", "extra_repr"]
-        options = "   :inherited-members: Module\n"  # what is a base class's of ours, not torch's
+        theirs = [base for base in value.__mro__ if base.__module__.startswith("torch.")]
+        hidden += ["extra_repr", *(name for base in theirs for name in vars(base).get("__annotations__", {}))]
+        # What our own base classes have, but not torch's.
+        options = f"   :inherited-members: {', '.join(base.__name__ for base in theirs)}\n"
     options += f"   :exclude-members: {', '.join(hidden)}\n" if hidden else ""
     return f".. autoclass:: {name}\n   :members:\n   :undoc-members:\n{options}"
 
