@@ -112,6 +112,11 @@ def test_a_page_shows_what_was_measured(tmp_path):
     assert b"<svg" in drawn
     ops.draw([record], tmp_path)
     assert (tmp_path / pictures["knn"][0]).read_bytes() == drawn, "the same figures, the same file"
+    assert b"<!-- case, placed by its number of operations -->" in drawn
+    same = dataclasses.replace(row, case="as large")  # in a picture by size the one would hide the other
+    ops.draw([dataclasses.replace(record, rows=[row, same])], tmp_path)
+    by_row = (tmp_path / pictures["knn"][0]).read_bytes()
+    assert b"<!-- one size -->" in by_row and b"<!-- as large -->" in by_row and b"placed by its" not in by_row
     op = dataclasses.replace(entries()[0], bench=())
     page = ops.page(op, pictures["knn"], results=tmp_path)
     assert "Time of eager torch, in units of ours: Trial CPU: 5.00x (stale)." in page
