@@ -160,9 +160,9 @@ def _bench_cases() -> Iterator[BenchCase]:
 
 
 ROUNDINGS = {torch.float32: 4, torch.float64: 64}
-"""float32: measured 2.5 roundings beyond twice plain torch's error (native with AVX-512, a bias; 1.8 with Triton, 0.2 with
-portable code, none with AVX2 and with the reference). float64: measured 23 (fc_weight, 13200 pixels), all but 2.4 of
-them the definition's own: torch's derivative of it is one product over all pixels, in order.
+"""float32: measured 2.5 roundings beyond twice plain torch's error (native with AVX-512, a bias; 1.8 with Triton, 0.2
+with portable code, none with AVX2 and with the reference). float64: measured 23 (fc_weight, 13200 pixels), all but 2.4
+of them the definition's own: torch's derivative of it is one product over all pixels, in order.
 """
 ROUNDINGS_REASON = (
     "gradients of the weights and of the bias are sums over all pixels that nearly cancel, of terms that are rounded"
