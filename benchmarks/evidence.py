@@ -180,10 +180,18 @@ def _conditions(record: Record) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     c, working = record.ceilings, "float64" if record.dtype == "float64" else "float32"
     return (
-        f"Measured {record.date[:10]} with {versions}; {record.conditions['threads']} threads. Ceilings, measured: "
+        f"Measured {record.date[:10]} with {versions}; {_machine(record)}. Ceilings, measured: "
         f"memory {tables.rate(c['bandwidth'])}B/s, multiply-add {tables.rate(c['vector'])}op/s in {working}."
         f"{_precision(record)}"
     ) + (f" {busy}" if (busy := tables.busy_line(record)) else "")
+
+
+def _machine(record: Record) -> str:
+    """What of the device took part: threads of a CPU; all of a GPU."""
+    about = record.conditions
+    if "multiprocessors" not in about:
+        return f"{about['threads']} threads"
+    return f"{about['multiprocessors']} multiprocessors, {tables.size(about['memory'])} of memory"
 
 
 def _precision(record: Record) -> str:

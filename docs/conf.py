@@ -26,7 +26,7 @@ python_maximum_signature_line_length = 100
 # Names that are no links. Other projects' pages are not read, so that building needs no network; and what a function of
 # a model returns is named in its signature by its class, which is not public.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|collections|pathlib|os)\..*|Tensor|Table"),
+    ("py:.*", r"(torch|collections|pathlib|os)\..*|Tensor|Table|nn\.Parameter|LearnedSize"),
     ("py:class", r"paperops\.models\.\w+\.\w+\.\w+|paperops\.nn\.\w+\.\w+"),
 ]
 

@@ -18,6 +18,7 @@ if not (ROOT / "docs").is_dir():
     pytest.skip("not in a checkout", allow_module_level=True)
 sys.path.insert(0, str(ROOT / "docs"))
 
+import generate  # noqa: E402  # docs/ is no package
 from generate import docstrings, modules, ops, source  # noqa: E402  # docs/ is no package
 
 
@@ -80,6 +81,31 @@ def test_a_registered_op_gets_its_page(tmp_path):
     assert page.index("## Promises") < page.index("Said afterwards.") < page.index("## Cost")
     table = ops.table([entry()], [])
     assert ":doc:`planted </ops/planted>`" in table and "Attention of a sort." in table and "never measured" in table
+
+
+def test_pages_follow_the_registry(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "entries", lambda layers=False: (entry(),))
+    monkeypatch.setattr(records, "load_all", lambda folder: [])
+    found = generate.pages(tmp_path)
+    assert found["ops/planted"] == ops.page(entry(), [])
+    assert [name for name in found if name.startswith("ops/")] == ["ops/table", "ops/index", "ops/planted"]
+    for name in ("ops/table", "ops/index"):
+        assert ":doc:`planted </ops/planted>`" in found[name]
+    assert {f"models/{paper}" for paper in modules.models()} < set(found)
+    linked = (ROOT / "docs/index.md").read_text()
+    assert all(name in linked for name in found if name.startswith("library/")), "a page that no table of contents has"
+
+
+def test_conditions_are_those_that_bear_on_the_figures():
+    device = {"type": "cuda", "name": "Trial GPU", "slug": "trial-gpu"}
+    conditions = {"threads": 2, "multiprocessors": 132, "memory": 141e9, "float32_matmul_precision": "high"}
+    about = {"date": "2030-01-02T00:00:00Z", "digest": None, "commit": None, "versions": {"cuda": "13.0"}, "rows": []}
+    ceilings = {"bandwidth": 4e12, "vector": 6e13}
+    text = evidence._conditions(
+        records.Record("knn", "nearest", "float32", device, conditions=conditions, ceilings=ceilings, **about)
+    )
+    assert text.startswith("Measured 2030-01-02 with cuda 13.0; 132 multiprocessors, 141 GB of memory. Ceilings")
+    assert text.endswith("Matrix products of float32 were allowed torch's precision 'high'.")
 
 
 def test_a_page_says_what_was_never_measured(tmp_path, monkeypatch):
