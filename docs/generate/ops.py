@@ -101,7 +101,9 @@ def _promises(entry: Entry, about: docstrings.Docstring) -> str:
     if entry.tolerance_reason:
         items.append(f"The reason: {entry.tolerance_reason}.")
     names = [name for name in checks.CHECKS if name not in entry.exceptions]
-    items.append(f"Checked, on every implementation: {_listed(f'`{name}`' for name in names)}.")
+    everywhere = _listed(f"`{name}`" for name in names if name not in checks.OF_TRACING)
+    once = _listed(f"`{name}`" for name in names if name in checks.OF_TRACING)
+    items.append(f"Checked on every implementation: {everywhere}; on the one that a device takes by itself: {once}.")
     items += [f"Not checked: `{name}`, for {reason}." for name, reason in entry.exceptions.items()]
     return text + "".join(f"- {item}\n" for item in items) + "\n[What the checks are](../library/checks.md).\n"
 
