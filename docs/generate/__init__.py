@@ -38,7 +38,8 @@ def performance(pictures: dict[str, list[str]]) -> str:
     layers = entries(layers=True)[len(entries()) :]
     text = "# Performance\n\n" + evidence.markdown().replace("\n### ", "\n## ")
     for layer in layers:
-        text += "".join(f"\n![Time against size: {layer.name}](/ops/{name})\n" for name in pictures.get(layer.name, []))
+        drawn = [f"![Time against size: {layer.name}](/ops/{name})\n" for name in pictures.get(layer.name, [])]
+        text += "\n".join([f"\n## The layer `{layer.name}`\n", *drawn] if drawn else [])
     return text
 
 

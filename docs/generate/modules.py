@@ -106,7 +106,8 @@ def command_line() -> str:
 def generic_checks() -> str:
     """The page of the generic checks: the docstring of each."""
     text = "# The checks\n\nWhat every implementation of every op is held to, by the tests and by "
-    text += "`python -m paperops check`.\n\n"
+    text += f"`python -m paperops check`; {' and '.join(f'`{name}`' for name in checks.OF_TRACING)} only on the one "
+    text += "that a device takes by itself.\n\n"
     for name, check in checks.CHECKS.items():
         lines = (inspect.getdoc(check) or "").splitlines()
         indented = "".join(f"   {line}\n" if line else "\n" for line in lines)
