@@ -25,8 +25,9 @@ from .launch import Architecture, Launch, accumulator, architecture, compiler_op
 from .local_attention_backward import bias_sum_kernel, query_gradient_kernel
 from .local_attention_backward_keys import key_gradient_kernel
 from .local_attention_forward import attention_kernel
+from .local_attention_parameters import Tiles, tiles
 from .local_attention_reach import reach_kernel
-from .local_attention_tiles import MASK, REFLECT, SHIFT, ZEROS, Tiles, tiles
+from .local_attention_tiles import MASK, REFLECT, SHIFT, ZEROS
 
 
 def empty_like(q: Tensor, height: int, width: int) -> Tensor:

@@ -102,18 +102,19 @@ def fits(padding_mode, kernel_size, dilation, smallest):
 @every
 def test_every_window_against_explicit_loops(target, padding_mode, kernel_size):
     layouts = itertools.cycle([torch.contiguous_format, torch.channels_last])
-    sizes, steps, checked = [(14, 17), (15, 16), (7, 8), (4, 5)], [*itertools.product((1, 2, 3), (1, 2))], 0
+    sizes, steps = [(14, 17), (15, 16), (7, 8), (4, 5)], itertools.product((1, 2, 3), (1, 2))
+    cases, checked = list(itertools.product(steps, sizes)), 0
     if INTERPRETED:
-        sizes, steps = [(7, 8), (6, 5)], [(1, 1), (2, 1), (1, 2), (3, 2)]
-    for (stride, dilation), (h, w) in itertools.product(steps, sizes):
+        cases = [((1, 1), (6, 5)), ((2, 1), (7, 8)), ((1, 2), (7, 8)), ((3, 2), (8, 7))]
+    for (stride, dilation), (h, w) in cases:
         if fits(padding_mode, kernel_size, dilation, min(h, w)):
             shape = (1 if INTERPRETED else 2, 1, 3, h, w)
             compare_with_loops(target, shape, kernel_size, padding_mode, stride, dilation, next(layouts))
             checked += 1
-    if fits(padding_mode, kernel_size, 1, 14):  # windows apart: no query reaches what is between them
+    if kernel_size == 3 or not INTERPRETED:  # windows apart: no query reaches what is between them
         compare_with_loops(target, (1, 1, 3, 23, 14), kernel_size, padding_mode, kernel_size + 2, 1, next(layouts))
     # Every stride meets a border, and every dilation but one that fits no map of these.
-    assert checked >= (2 if INTERPRETED else 6)
+    assert checked >= (1 if INTERPRETED else 6)
 
 
 @layouts
@@ -130,7 +131,7 @@ def test_many_rows_and_channels_against_explicit_loops(target, padding_mode, lay
 @pytest.mark.parametrize("padding_mode", ["zeros", "mask"])
 @every
 def test_windows_larger_than_the_map(target, padding_mode):
-    for shape in ((1, 1, 2, 1, 1), (2, 1, 2, 1, 4), (1, 2, 3, 3, 2)):
+    for shape in ((1, 1, 2, 1, 1), *([] if INTERPRETED else [(2, 1, 2, 1, 4)]), (1, 2, 3, 3, 2)):
         compare_with_loops(target, shape, 7, padding_mode, 1, 1, torch.contiguous_format)
         compare_with_loops(target, shape, 3, padding_mode, 2, 5, torch.contiguous_format)
 
@@ -194,7 +195,7 @@ def test_a_window_of_one_key_is_its_value(target, padding_mode):
 
 @every
 def test_strides_and_dilations_beyond_the_map(target):
-    q, k, v = maps(1, 2, 3, 4, 6)
+    q, k, v = maps(1, 1, 3, 3, 4)
     alone = call(target, q, k, v, 3, padding_mode="mask", dilation=2**31 - 1)
     assert torch.equal(alone[0], v)
     one = call(target, q, k, v, 3, padding_mode="mask", stride=2**31 - 1)
