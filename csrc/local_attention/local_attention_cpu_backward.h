@@ -67,16 +67,21 @@ void differentiate(const Problem<X>& p, int64_t i, T* weights, T* dlogits, int64
   for (int64_t j = 0; j < p.columns.queries; j += S::lanes) {
     const Vector<T> lse = S::load(logsumexp + j);
     const Vector<T> left = S::broadcast(static_cast<T>(p.columns.queries - j));  // queries that are there
-    Vector<T> delta = zero;
+    Vector<T> total = zero, delta = zero;
     each_slot(p, i, [&](int64_t a, int64_t b) {
       const int64_t at = (a * p.kernel() + b) * pitch + j;
       const Vector<T> found = exponential_below<T>(S::load(weights + at) - lse), weight = lanes < left ? found : zero;
       S::store(weights + at, weight);
+      total = total + weight;
       delta = S::multiply_add(weight, S::load(dlogits + at), delta);
     });
+    // The weights' sum is off from 1 by the rounding of the logsumexp, which a large delta would show.
+    const Vector<T> one = S::broadcast(T{1}), inverse = one / (total == zero ? one : total);
+    delta = delta * inverse;
     each_slot(p, i, [&](int64_t a, int64_t b) {
       const int64_t at = (a * p.kernel() + b) * pitch + j;
-      const Vector<T> dlogit = S::load(weights + at) * (S::load(dlogits + at) - delta);
+      const Vector<T> weight = S::load(weights + at) * inverse, dlogit = weight * (S::load(dlogits + at) - delta);
+      S::store(weights + at, weight);
       S::store(dlogits + at, lanes < left ? dlogit : zero);
     });
   }

@@ -292,8 +292,8 @@ def local_attention_2d(
         (arXiv 2111.14556), equation 9. ``"shift"``: Neighborhood Attention Transformer (arXiv 2204.07143).
 
     Cost:
-        4 D kernel_size ** 2 floating-point operations a query, 10 in the backward pass. Kept for that: q, k, v, the
-        result, and a float32 a query.
+        4 D kernel_size ** 2 floating-point operations a query and head, 10 in the backward pass. Kept for that: q, k,
+        v, the result, and a float32 a query and head.
 
     Example:
         >>> import torch, paperops

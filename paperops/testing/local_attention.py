@@ -172,7 +172,7 @@ ENTRIES = (
             "paperops/reference/local_attention.py",
         ),
         twice=True,
-        roundings={torch.float32: 4},
+        roundings={torch.float32: 2},
         tolerance_reason="weights are found again from the logsumexp, whose own rounding is some units of theirs",
         autocast_arguments=("q", "k", "v"),
     ),

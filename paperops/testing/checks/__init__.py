@@ -81,7 +81,7 @@ def applies(
         return False
     if check in DTYPE_FREE and dtype != torch.float32:
         return False
-    return check not in OF_TRACING or backend in (None, first_choice(entry, torch.device(device)))
+    return check not in OF_TRACING or backend is None or backend == first_choice(entry, torch.device(device))
 
 
 def first_choice(entry: Entry, device: torch.device) -> str | None:
