@@ -58,7 +58,7 @@ gpu: install  ## on a machine with a GPU: test, check and measure into OUT=gpu-r
 	$(PY) -m paperops bench --device cuda --out $(OUT)/bench | tee $(OUT)/bench.txt
 	$(PY) -m paperops bench triangle_multiplication --device cuda --dtype bfloat16 --out $(OUT)/bench | tee -a $(OUT)/bench.txt
 	$(PY) -m paperops.benchmarks.gpu_mode_trimul | tee $(OUT)/gpu-mode-trimul.txt
-	$(PY) -m paperops evidence | tee $(OUT)/evidence.txt
+	$(PY) -m paperops.benchmarks.evidence --results $(OUT)/bench | tee $(OUT)/evidence.txt
 
 clean:  ## remove what was built, and .venv
 	rm -rf .venv build dist docs/ops docs/models docs/library *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -152,9 +152,10 @@ def markdown(results: Path = RESULTS, *, root: Path | None = None, names: Sequen
             parts.append("Not measured on this device: " + ", ".join(f"`{name}`" for name in missing) + ".\n")
     if wanted:
         parts.append(
-            "Ratios are to ours, from the same run: 20x is a peer that takes twenty times as long. Share: the floor, "
-            "from the op's operations and bytes at the measured ceilings, in our time (above 100 %: work that the cost "
-            "model counts is skipped). Error: the largest, against float64, in units of the largest value. **stale**: "
+            "Ours: the median time of a call. Ratios are to it, from the same run: 20x is a peer that takes twenty "
+            "times as long. Share: the floor, from the op's operations and bytes at the measured ceilings, in our "
+            "time (above 100 %: work that the cost model counts is skipped). Peak memory: our call's, results "
+            "included, inputs not. Error: the largest, against float64, in units of the largest value. **stale**: "
             "the op's sources have changed since.\n"
         )
     else:

@@ -1,8 +1,8 @@
 """The performance-critical operations of vision, 3D and protein papers as drop-in torch ops.
 
-Every op exists under one name on every floor: ``paperops.<op>`` (fused, differentiable), ``paperops.reference.<op>``
-(its definition in plain torch) and ``torch.ops.paperops.*`` (what the dispatcher sees). ``python -m paperops info``
-tells which implementations are there and which would run.
+Every op has one name: paperops.<op> is the function (fused, differentiable), paperops.reference.<op> its definition in
+plain torch. What the dispatcher sees, torch.ops.paperops.*, are the parts that implementations are written for, which
+several ops may share. "python -m paperops info" tells which implementations are there and which would run.
 """
 
 from paperops import geometry, nn, reference, residues

@@ -252,7 +252,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="for demos that take one: what to read")
     command.add_argument("--chain", metavar="NAME", help="the chain of FILE (default: the first protein)")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for what it writes (default: demo-NAME)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     return main_parser
 
 

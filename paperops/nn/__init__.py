@@ -1,7 +1,8 @@
-"""Torch modules on paperops' ops: OpenFold's sizes as constructor arguments, and its state-dict keys.
+"""Torch modules on paperops' ops, with the arguments and state-dict keys of the code that users come from.
 
-A checkpoint of OpenFold's loads with ``strict=True``; :func:`convert_triangle_multiplication` brings other layouts
-there. Arguments that steer OpenFold's own chunking and in-place updates are not there: see each module.
+Of AlphaFold2's modules that is OpenFold's: a checkpoint of it loads with ``strict=True``, and
+:func:`convert_triangle_multiplication` brings other layouts there. Arguments that steer OpenFold's own chunking and
+in-place updates are not there: see each module.
 """
 
 from paperops.nn.acmix import ACmix

@@ -97,8 +97,9 @@ class ACmix(nn.Module):
     Source:
         Pan et al., On the Integration of Self-Attention and Convolution (ACmix), CVPR 2022, arXiv 2111.14556.
 
-    Cost: the three projections are one product. Kept for the backward pass, beyond x: q, k, v, k - p, both branches'
-    results and a logarithm a query and head, 4.7 MiB an image at 64 channels of 56 x 56 pixels in float32.
+    Cost:
+        The three projections are one product. Kept for the backward pass, beyond x: q, k, v, k - p, both branches'
+        results and a logarithm a query and head, 4.7 MiB an image at 64 channels of 56 x 56 pixels in float32.
 
     Example:
         >>> import torch, paperops

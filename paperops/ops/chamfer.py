@@ -201,7 +201,7 @@ def chamfer_distance(
             reduction, or reductions that do not go together.
 
     Cost:
-        8 B N M operations at most in three dimensions, for both directions; B (N + M) (D + 4) values moved; saves x,
+        9 B N M operations at most in three dimensions, for both directions; B (N + M) (D + 3) values moved; saves x,
         y and the indices for backward.
 
     Source:

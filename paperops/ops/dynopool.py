@@ -308,7 +308,7 @@ def dynopool_2d(x: Tensor, scale: Tensor, output_size: Sequence[int] | None = No
         DynOPool, arXiv 2205.15254 (CVPR 2022), section 3.1, with the sample points a quarter of a cell off its centre.
 
     Cost:
-        About 24 floating-point operations an element of the result. Kept for the backward pass: two bits an element of
+        About 26 floating-point operations an element of the result. Kept for the backward pass: two bits an element of
         the result, and x where the scale requires a gradient.
 
     Example:

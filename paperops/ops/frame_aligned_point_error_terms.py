@@ -49,8 +49,9 @@ def frame_aligned_point_error_terms(
     clamps and scales, with weights of 0.5 each.
 
     Args:
-        pred_rotations, pred_translations, target_rotations, target_translations, frames_mask, pred_positions,
-            target_positions, positions_mask, eps: as for :func:`frame_aligned_point_error`.
+        pred_rotations, pred_translations, target_rotations, target_translations, frames_mask: as for
+            :func:`frame_aligned_point_error`, and so are
+        pred_positions, target_positions, positions_mask, eps: the points, their mask and the root's guard.
         frame_chains, position_chains: the number of each frame's and point's chain, ``[*, F]`` and ``[*, P]``, of an
             integer dtype; both or neither.
         length_scale, l1_clamp_distance: Z and c within chains; a clamp of None is none.

@@ -37,7 +37,7 @@ def f_score(
         Tatarchenko et al., "What Do Single-view 3D Reconstruction Networks Learn?", CVPR 2019, section 5.
 
     Cost:
-        8 B N M operations at most in three dimensions, for both directions; B (N + M) (D + 4) values moved.
+        9 B N M operations at most in three dimensions, for both directions; B (N + M) (D + 3) values moved.
 
     Example:
         >>> import torch, paperops
@@ -87,7 +87,7 @@ def hausdorff_distance(
         TypeError, ValueError: as :func:`paperops.knn`, but a cloud may be empty.
 
     Cost:
-        8 B N M operations at most in three dimensions, for both directions; B (N + M) (D + 4) values moved; saves x, y
+        9 B N M operations at most in three dimensions, for both directions; B (N + M) (D + 3) values moved; saves x, y
         and the indices for backward.
 
     Example:

@@ -11,6 +11,4 @@ def gemmi() -> Any:
     try:
         return importlib.import_module("gemmi")
     except ImportError as error:
-        raise ImportError(
-            f"reading and writing structures needs gemmi ({error}): pip install 'paperops[demo]', or gemmi alone"
-        ) from None
+        raise ImportError(f"reading and writing structures needs gemmi ({error}): pip install gemmi") from None

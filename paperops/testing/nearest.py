@@ -99,6 +99,13 @@ def _moved(*tensors: Tensor) -> float:
     return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
 
+def _points_backward_cost(sample: Sample) -> Cost:
+    """For each pair of neighbours a difference, four products and sums, by dimension; gradients of points written."""
+    x, y, k = sample.arguments["x"], sample.arguments["y"], sample.arguments.get("k", 1)
+    pairs = x.shape[0] * x.shape[1] * k + (0 if "k" in sample.arguments else y.shape[0] * y.shape[1])
+    return Cost(5.0 * pairs * x.shape[2], 2 * _moved(x, y) + 8.0 * pairs)
+
+
 def _pair_operations(arguments: dict[str, Any]) -> float:
     """Per pair and dimension a difference, a product and a sum."""
     batch, n, dimensions = arguments["x"].shape
@@ -185,6 +192,7 @@ KNN = Entry(
     differentiable=("x", "y"),
     batched=BATCHED,
     cost=_knn_cost,
+    backward_cost=_points_backward_cost,
     bench=(
         BenchCase("k=16, B=4, N=M=1024", _bench_pair(4, 1024, k=16)),
         BenchCase("k=16, B=4, N=M=4096", _bench_pair(4, 4096, k=16)),
@@ -301,6 +309,7 @@ CHAMFER = Entry(
     differentiable=("x", "y", "x_normals", "y_normals", "x_weights", "y_weights"),
     batched=(*BATCHED, "x_normals", "y_normals", "weights", "x_weights", "y_weights"),
     cost=_chamfer_cost,
+    backward_cost=_points_backward_cost,
     bench=(
         BenchCase("B=1, N=M=4", _bench_pair(1, 4)),
         BenchCase("B=1, N=M=4, with backward", _bench_pair(1, 4), backward=True),
