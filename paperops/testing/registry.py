@@ -61,7 +61,8 @@ class BenchCase:
     """A size at which the op is timed: ``make(device, dtype)`` gives the call.
 
     ``backward`` times forward and backward instead of forward alone; ``devices`` names the device types on which the
-    size makes sense; ``differentiable`` the arguments whose gradients are taken, where these are not all that can be.
+    size makes sense; ``differentiable`` the arguments whose gradients are taken, where these are not all that can be,
+    and ``backward_cost`` what that costs, where it is less than the entry's.
     """
 
     name: str
@@ -69,6 +70,7 @@ class BenchCase:
     backward: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     differentiable: tuple[str, ...] | None = None
+    backward_cost: Callable[[Sample], Cost] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,8 @@ class Entry:
 
     def floor(self, case: BenchCase, sample: Sample) -> Cost:
         """The floor of what a bench case times."""
-        forward = self.cost(sample)
-        if not case.backward or self.backward_cost is None:
-            return forward
-        return forward + self.backward_cost(sample)
+        forward, backward = self.cost(sample), case.backward_cost or self.backward_cost
+        return forward + backward(sample) if case.backward and backward is not None else forward
 
     def __str__(self) -> str:
         return self.name
