@@ -438,7 +438,7 @@ def test_without_gemmi(tmp_path, monkeypatch):
         return found(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"needs gemmi .*pip install 'paperops\[demo\]'"):
+    with pytest.raises(ImportError, match=r"needs gemmi .*pip install gemmi"):
         read_chain(path)
     assert builtins.__import__("paperops.structures")  # importing it needs none
 
