@@ -1,6 +1,5 @@
 """The demonstration of ACmix: equal networks, a short run, its files, and that it says where it does not win."""
 
-import importlib
 import json
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from rich.console import Console
 
 import paperops
-from paperops import __main__
 from paperops.nn import ACmix
 
 for module in ("sklearn", "matplotlib"):
@@ -112,22 +110,3 @@ def test_verdicts(ours, verdict):
     for line, rival in zip(found, ("convolution only", "attention only"), strict=True):
         assert line == f"Against {rival}, at 0.98 of its parameters and 1.20 of its multiply-adds: {verdict}"
     assert "not a benchmark" in last
-
-
-def test_missing_package_is_named(tmp_path, monkeypatch):
-    whole = importlib.import_module
-
-    def without(name, *rest):
-        if name == "sklearn":
-            raise ImportError("no sklearn here")
-        return whole(name, *rest)
-
-    monkeypatch.setattr(importlib, "import_module", without)
-    console = Console(record=True)
-    assert acmix.run(tmp_path, console=console) == 2
-    assert "needs sklearn" in console.export_text()
-
-
-def test_is_listed(capsys):
-    assert __main__.main(["demo"]) == 0
-    assert "acmix: ACmix on handwritten digits" in " ".join(capsys.readouterr().out.split())

@@ -1,6 +1,5 @@
 """The demonstration of DynOPool: its images, a short run, its files, and that it says where it does not win."""
 
-import importlib
 import json
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from rich.console import Console
 
 import paperops
-from paperops import __main__
 
 for module in ("sklearn", "matplotlib"):
     pytest.importorskip(module, reason=f"{module} is not installed: pip install 'paperops[demo]'")
@@ -88,22 +86,3 @@ def test_verdicts(ours, macs, accuracy, cost):
     for line, rival in ((first, "fixed pooling"), (second, "Shape Adaptor")):
         assert line == f"tiled, against {rival}: DynOPool {accuracy} and {cost} the multiply-adds)"
     assert "not a benchmark" in last
-
-
-def test_missing_package_is_named(tmp_path, monkeypatch):
-    whole = importlib.import_module
-
-    def without(name, *rest):
-        if name == "sklearn":
-            raise ImportError("no sklearn here")
-        return whole(name, *rest)
-
-    monkeypatch.setattr(importlib, "import_module", without)
-    console = Console(record=True)
-    assert dynopool.run(tmp_path, console=console) == 2
-    assert "needs sklearn" in console.export_text()
-
-
-def test_is_listed(capsys):
-    assert __main__.main(["demo"]) == 0
-    assert "dynopool: DynOPool on handwritten digits" in " ".join(capsys.readouterr().out.split())
